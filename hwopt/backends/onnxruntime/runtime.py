@@ -1,0 +1,111 @@
+"""A model loaded by ONNX Runtime, and what it really executes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import onnxruntime
+
+from hwopt.core.backend import NodePrecision, Optimization, Recipe
+from hwopt.core.dataset import Array
+from hwopt.core.hardware import HardwareProfile
+from hwopt.errors import StageFailedError
+
+# Operators of the optimized graph. A convolution or matrix product in neither list would be missed by
+# `integer_share`, so the contract suite checks a model of every kind against these names.
+_INTEGER_WEIGHTED: Final = frozenset(
+    {
+        "QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul", "QAttention", "DynamicQuantizeLSTM",
+    }
+)
+_FLOAT_WEIGHTED: Final = frozenset(
+    {
+        "Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "ConvTranspose", "ConvTransposeWithDynamicPads",
+        "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "Attention", "MultiHeadAttention",
+        "LSTM", "GRU", "RNN", "MatMulNBits", "Einsum",
+    }
+)
+_INTEGER_OTHER: Final = frozenset(
+    {
+        "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearConcat",
+        "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
+    }
+)
+_LEVELS: Final = {
+    Optimization.ALL: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    Optimization.NONE: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_ERRORS_ONLY: Final = 3
+
+
+def session_options(recipe: Recipe) -> Any:
+    """ONNX Runtime's options for a recipe; the same for accuracy and for latency."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = _LEVELS[recipe.optimization]
+    options.intra_op_num_threads = recipe.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if recipe.spinning else "0")
+    return options
+
+
+class OnnxRuntime:
+    """One session."""
+
+    def __init__(self, model: Path, recipe: Recipe) -> None:
+        self._model, self._recipe = model, recipe
+        self._session = _session(model, session_options(recipe))
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Array], /) -> list[Array]:
+        """One inference."""
+        outputs: list[Array] = self._session.run(self._outputs, dict(inputs))
+        return outputs
+
+    def inputs(self) -> Mapping[str, tuple[int | None, ...]]:
+        """Name to shape; None where the size is dynamic."""
+        return {
+            value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
+            for value in self._session.get_inputs()
+        }
+
+    def executed(self) -> list[NodePrecision]:
+        """Read from the graph that ONNX Runtime writes after its own optimization."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            options = session_options(self._recipe)
+            options.optimized_model_filepath = str(path)
+            _session(self._model, options)
+            graph = onnx.load(path).graph
+        return [precision_of(node) for node in graph.node]
+
+    def close(self) -> None:
+        """Drop the session."""
+        del self._session
+
+
+def precision_of(node: onnx.NodeProto) -> NodePrecision:
+    """Whether a node of an optimized graph computes in integer, and whether it carries weights."""
+    integer = node.op_type in _INTEGER_WEIGHTED | _INTEGER_OTHER
+    weighted = node.op_type in _INTEGER_WEIGHTED | _FLOAT_WEIGHTED
+    return NodePrecision(name=node.name, op=node.op_type, integer=integer, weighted=weighted)
+
+
+def _session(model: Path, options: Any) -> Any:
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise StageFailedError(
+            f"ONNX Runtime does not load {model.name}: {str(error).splitlines()[0]}", where=str(model)
+        ) from error
+
+
+def load(model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> OnnxRuntime:
+    """Load ``model``; StageFailedError with the runtime's own reason."""
+    return OnnxRuntime(model, recipe)

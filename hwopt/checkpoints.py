@@ -1,0 +1,149 @@
+"""Networks in a file: safetensors with the recipe that rebuilds them in its header; never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+
+from hwopt.core.canonical import JSON, canonical_json
+from hwopt.core.choices import Choice
+from hwopt.core.hardware import QuantizationScheme
+from hwopt.errors import ConfigError, UnsafeInputError
+from hwopt.models.build import build_model, resize_to
+from hwopt.quantization.assign import Assignment
+from hwopt.quantization.graph import to_graph
+from hwopt.quantization.insert import insert
+
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All that is needed to rebuild a network's structure."""
+
+    model: Choice
+    sample_shape: tuple[int, ...]
+    classes: int
+    shapes: Mapping[str, tuple[int, ...]] | None = None  # of the float module, where it was pruned
+    scheme: QuantizationScheme | None = None  # of a fake-quantized network
+    scheme_name: str | None = None  # the hardware profile that the scheme came from
+
+    def to_json(self) -> dict[str, JSON]:
+        """Plain JSON."""
+        return {
+            "format": FORMAT,
+            "model": self.model.to_json(),
+            "sample_shape": list(self.sample_shape),
+            "classes": self.classes,
+            "shapes": None if self.shapes is None else {k: list(v) for k, v in self.shapes.items()},
+            "scheme": None if self.scheme is None else self.scheme.to_json(),
+            "scheme_name": self.scheme_name,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
+        """The inverse of ``to_json``."""
+        if value["format"] != FORMAT:
+            raise ConfigError(
+                f"checkpoint format {value['format']}; this hwopt reads {FORMAT}", fix="upgrade hwopt"
+            )
+        scheme = value["scheme"]
+        return cls(
+            model=Choice.from_json(value["model"]),
+            sample_shape=tuple(value["sample_shape"]),
+            classes=value["classes"],
+            shapes=None if value["shapes"] is None else {k: tuple(v) for k, v in value["shapes"].items()},
+            scheme=None if scheme is None else QuantizationScheme.model_validate_json(canonical_json(scheme)),
+            scheme_name=value["scheme_name"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A rebuilt network; ``table`` holds the decisions where it is fake-quantized."""
+
+    module: nn.Module
+    recipe: Recipe
+    table: Assignment | None = None
+
+
+def save(path: Path, module: nn.Module, recipe: Recipe) -> None:
+    """Write weights and recipe."""
+    state = {name: tensor.detach().contiguous().clone() for name, tensor in module.state_dict().items()}
+    save_file(state, path, metadata={"hwopt": canonical_json(recipe.to_json())})
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, for ``Recipe.shapes``."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe alone; no tensor is read."""
+    return _read(path, tensors=False)[0]
+
+
+def load(path: Path, import_root: Path | None) -> Network:
+    """Rebuild the network and load its weights.
+
+    Raises:
+        ConfigError: not a checkpoint of hwopt, or its weights do not fit its recipe.
+    """
+    recipe, state = _read(path, tensors=True)
+    rng = torch.get_rng_state()  # building initializes weights; that must not disturb the caller's stream
+    module = build_model(recipe.model, recipe.sample_shape, recipe.classes, import_root)
+    if recipe.shapes is not None:
+        resize_to(module, recipe.shapes)
+    table = None
+    if recipe.scheme is not None:
+        module, table = quantized_twin(module, recipe.sample_shape, recipe.scheme)
+    torch.set_rng_state(rng)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the weights do not fit the model: {str(error).splitlines()[-1].strip()}", where=str(path),
+            fix="the model's code has changed since the checkpoint was written; train again",
+        ) from None
+    return Network(module=module, recipe=recipe, table=table)
+
+
+def quantized_twin(
+    module: nn.Module, sample_shape: tuple[int, ...], scheme: QuantizationScheme
+) -> tuple[fx.GraphModule, Assignment]:
+    """The fake-quantized graph of a float module, not yet calibrated."""
+    graph_module = to_graph(module, sample_shape)
+    return graph_module, insert(graph_module, scheme)
+
+
+def quantized_recipe(recipe: Recipe, module: nn.Module, scheme: QuantizationScheme, name: str) -> Recipe:
+    """The recipe of ``module``'s fake-quantized twin."""
+    return replace(recipe, shapes=shapes_of(module), scheme=scheme, scheme_name=name)
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[Recipe, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            header = (handle.metadata() or {}).get("hwopt")
+            state = {name: handle.get_tensor(name) for name in handle.keys()} if tensors else {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ConfigError("no such file", where=str(path)) from None
+    except (SafetensorError, OSError) as error:
+        raise UnsafeInputError(f"not a safetensors file: {error}", where=str(path)) from None
+    if header is None:
+        raise ConfigError(
+            "the file holds weights but no hwopt recipe", where=str(path),
+            fix="give a checkpoint written by `hwopt train`, `prune` or `quantize`",
+        )
+    try:
+        return Recipe.from_json(json.loads(header)), state
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsafeInputError(f"the recipe in the file's header is broken: {error}", where=str(path)) from None

@@ -1,0 +1,1 @@
+"""YAML text in, settings out, with the line of every value."""

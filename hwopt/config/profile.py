@@ -1,0 +1,273 @@
+"""A pipeline profile: YAML text to a ``PipelineProfile``, every problem at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from hwopt.config import hardware as hardware_profiles
+from hwopt.config.problems import validate
+from hwopt.config.yaml_text import Document, KeyPath, parse, parse_scalar, read_text
+from hwopt.core.canonical import JSON
+from hwopt.core.choices import Choice, DataSource, ModelSpec
+from hwopt.core.profile import HOST_CPU, Candidate, Link, PipelineProfile, Requirement, Target
+from hwopt.core.settings import Settings
+from hwopt.core.stage import StageSpec
+from hwopt.errors import ConfigError, HwoptError, Problem
+from hwopt.plugins import did_you_mean, resolve, table
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FACTORY: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class _Head(Settings):
+    """The top level; sections are checked one by one against what they name."""
+
+    name: Annotated[str, Field(pattern=_NAME.pattern + "$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    data: object
+    model: object
+    train: object = {}
+    benchmark: object = {}
+    candidates: object
+    targets: object
+    requirements: object = ()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
+    """Read, override (``a.b=value``) and check a profile; ConfigError carries every problem."""
+    text = read_text(path)
+    document = parse(text, path)
+    for override in overrides:
+        _override(document, override)
+        text += f"\n# --set {override}"
+    problems: list[Problem] = []
+    head = validate(_Head, document.value, document, (), problems)
+    value = document.value if isinstance(document.value, dict) else {}
+    # Sections are looked at even when the head is wrong, so that one run shows all there is to mend.
+    reader = _Reader(document, problems)
+    data = reader.choice("data", value.get("data")) if "data" in value else None
+    model = reader.choice("model", value.get("model")) if "model" in value else None
+    train = reader.section("train", value.get("train", {}))
+    benchmark = reader.section("benchmark", value.get("benchmark", {}))
+    candidates = reader.candidates(value["candidates"]) if "candidates" in value else ()
+    targets = reader.targets(value["targets"]) if "targets" in value else ()
+    requirements = reader.requirements(value.get("requirements", []), targets)
+    if problems or head is None or data is None or model is None or train is None or benchmark is None:
+        raise ConfigError.of(problems)
+    return PipelineProfile(
+        path=path,
+        name=head.name,
+        seed=head.seed,
+        threads=head.threads or len(os.sched_getaffinity(0)),
+        data=data,
+        data_where=document.where(("data",), key=True),
+        model=model,
+        model_where=document.where(("model",), key=True),
+        train=train,
+        benchmark=benchmark.config,
+        candidates=candidates,
+        targets=targets,
+        requirements=requirements,
+        text=text,
+        where=lambda section: document.where((section,), key=True),
+    )
+
+
+def _override(document: Document, override: str) -> None:
+    """Apply ``a.b=value`` to the parsed document; its place is then the command line."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            f"{override!r} is not an override", where="--set", fix="write --set section.key=value"
+        )
+    parts = key.split(".")
+    node = document.value
+    for part in parts[:-1]:
+        if not isinstance(node, dict):
+            raise ConfigError(f"{key!r}: {part!r} lies below something that is no mapping", where="--set")
+        node = node.setdefault(part, {})
+    if not isinstance(node, dict):
+        raise ConfigError(f"{key!r} lies below something that is no mapping", where="--set")
+    value = parse_scalar(text)
+    if isinstance(value, str) and ("/" in value or os.sep in value) and Path(value).exists():
+        value = str(Path(value).resolve())  # a path typed at a prompt starts at the current folder
+    node[parts[-1]] = value
+
+
+class _Reader:
+    """Reads sections, collecting problems."""
+
+    def __init__(self, document: Document, problems: list[Problem]) -> None:
+        self.document = document
+        self.problems = problems
+        self.base = document.path.resolve().parent
+
+    def complain(self, problem: str, at: KeyPath, fix: str | None = None, *, key: bool = False) -> None:
+        self.problems.append(
+            Problem(problem=problem, where=self.document.where(at, key=key), fix=fix)
+        )
+
+    def absorb(self, error: HwoptError, at: KeyPath) -> None:
+        """An error raised below, placed here unless it knows a better place."""
+        self.problems.extend(error.at(self.document.where(at)).problems)
+
+    def choice(self, kind: str, value: JSON) -> Choice | None:
+        """``{name: …}`` or ``{factory: "module:function"}`` with options."""
+        if not isinstance(value, dict):
+            self.complain(
+                f"{kind} is {value!r}, expected a mapping", (kind,), f"write {kind}: {{name: …}}", key=True
+            )
+            return None
+        options = dict(value)
+        name, factory = options.pop("name", None), options.pop("factory", None)
+        if (name is None) == (factory is None):
+            self.complain(
+                f"{kind} needs exactly one of `name` and `factory`", (kind,),
+                f"names: {', '.join(sorted(table(kind)))}; or factory: \"module:function\"", key=True,
+            )
+            return None
+        if factory is not None:
+            if not isinstance(factory, str) or not _FACTORY.fullmatch(factory):
+                self.complain(
+                    f"{kind}.factory is {factory!r}", (kind, "factory"), 'write factory: "module:function"'
+                )
+                return None
+            return Choice(name=None, factory=factory, options=options)
+        if not isinstance(name, str):
+            self.complain(f"{kind}.name is {name!r}, expected text", (kind, "name"))
+            return None
+        try:
+            spec: DataSource | ModelSpec = resolve(kind, name)
+        except ConfigError as error:
+            self.absorb(error, (kind, "name"))
+            return None
+        if isinstance(spec, DataSource):
+            for field in spec.paths:
+                given = options.get(field)
+                if isinstance(given, str):
+                    options[field] = self.path(given, (kind, field))
+        settings = validate(spec.settings, options, self.document, (kind,), self.problems)
+        return None if settings is None else Choice(name=name, factory=None, options=settings.to_json())
+
+    def path(self, given: str, at: KeyPath) -> str:
+        """Relative to the profile's folder, else to the current one; both are named if neither exists."""
+        tried = [(self.base / given).resolve(), Path(given).resolve()]
+        for path in tried:
+            if path.exists():
+                return str(path)
+        self.complain(
+            f"no such file or folder: {given}", at,
+            "looked at " + " and ".join(dict.fromkeys(map(str, tried))),
+        )
+        return str(tried[0])
+
+    def section(self, stage: str, value: JSON) -> Link | None:
+        """The settings of a stage that stands at the top level."""
+        spec: StageSpec = resolve("stage", stage)
+        config = validate(spec.config, value, self.document, (stage,), self.problems)
+        if config is None:
+            return None
+        return Link(stage=stage, config=config, where=self.document.where((stage,), key=True))
+
+    def candidates(self, value: JSON) -> tuple[Candidate, ...]:
+        if not isinstance(value, dict) or not value:
+            self.complain(
+                "candidates must name at least one version", ("candidates",),
+                "write candidates: {fp32: [], int8-ptq: [{quantize: {method: ptq}}]}", key=True,
+            )
+            return ()
+        result: list[Candidate] = []
+        chains: dict[str, str] = {}
+        for name, chain in value.items():
+            at: KeyPath = ("candidates", name)
+            if not _NAME.fullmatch(name):
+                self.complain(
+                    f"{name!r} cannot be a candidate's name", at, "use letters, digits, dot, dash, underscore",
+                    key=True,
+                )
+            links = self.chain(chain, at)
+            result.append(Candidate(name=name, chain=links, where=self.document.where(at, key=True)))
+            shape = repr(chain)
+            if shape in chains:
+                self.complain(f"{name!r} is the same chain as {chains[shape]!r}", at, "remove one", key=True)
+            chains[shape] = name
+        return tuple(result)
+
+    def chain(self, value: JSON, at: KeyPath) -> tuple[Link, ...]:
+        if not isinstance(value, list):
+            self.complain(f"{'.'.join(map(str, at))} is {value!r}, expected a list of steps", at,
+                          "write [] for the float model, or [{quantize: {method: ptq}}]")
+            return ()
+        links: list[Link] = []
+        for index, item in enumerate(value):
+            here: KeyPath = (*at, index)
+            if not isinstance(item, dict) or len(item) != 1:
+                self.complain("a step is one stage with its settings", here, "write - {prune: {ratio: 0.5}}")
+                continue
+            (stage, settings), *_ = item.items()
+            known = [name for name in table("stage") if resolve("stage", name).is_chain_link]
+            if stage not in known:
+                self.complain(f"unknown step {stage!r}", (*here, stage), did_you_mean(stage, known), key=True)
+                continue
+            spec: StageSpec = resolve("stage", stage)
+            config = validate(
+                spec.config, {} if settings is None else settings, self.document, (*here, stage), self.problems
+            )
+            if config is not None:
+                links.append(
+                    Link(stage=stage, config=config, where=self.document.where((*here, stage), key=True))
+                )
+        return tuple(links)
+
+    def targets(self, value: JSON) -> tuple[Target, ...]:
+        if not isinstance(value, list) or not value:
+            self.complain(
+                "targets must list at least one device", ("targets",), "write targets: [host-cpu]", key=True
+            )
+            return ()
+        result: list[Target] = []
+        for index, name in enumerate(value):
+            at: KeyPath = ("targets", index)
+            if not isinstance(name, str):
+                self.complain(f"a target is a device's name, not {name!r}", at)
+                continue
+            if name in {target.name for target in result}:
+                self.complain(f"the target {name!r} stands twice", at, "remove one")
+                continue
+            try:
+                device = None if name == HOST_CPU else hardware_profiles.find(name, self.base)
+            except ConfigError as error:
+                self.absorb(error, at)
+                continue
+            result.append(
+                Target(
+                    name=device.name if device else name, hardware=device, where=self.document.where(at)
+                )
+            )
+        return tuple(result)
+
+    def requirements(self, value: JSON, targets: tuple[Target, ...]) -> tuple[Requirement, ...]:
+        if not isinstance(value, list):
+            self.complain("requirements is a list", ("requirements",), "write - {metric: …, max: …}", key=True)
+            return ()
+        result: list[Requirement] = []
+        names = [target.name for target in targets]
+        for index, item in enumerate(value):
+            at: KeyPath = ("requirements", index)
+            requirement = validate(Requirement, item, self.document, at, self.problems)
+            if requirement is None:
+                continue
+            if requirement.target is not None and requirement.target not in names:
+                self.complain(
+                    f"the requirement names {requirement.target!r}, which is no target of this profile",
+                    (*at, "target"), did_you_mean(requirement.target, names),
+                )
+            result.append(requirement)
+        return tuple(result)

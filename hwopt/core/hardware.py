@@ -1,0 +1,201 @@
+"""A device: what it can do, and therefore what a model for it must look like.
+
+One YAML file a device in ``hardware_profiles/``. The quantization scheme, the pruning granularity, the
+runtime and the cost model all follow from it, so that no stage asks which device it works for.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hwopt.core.canonical import JSON, digest_of
+from hwopt.core.settings import Settings
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_DTYPE: Final = re.compile(r"(u?)int([1-9]|1[0-6]|32)")
+
+
+class DeviceKind(StrEnum):
+    """The family of silicon."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    FPGA = "fpga"
+
+
+class QDType(Settings):
+    """An integer type of 1 to 16 bits, or 32 for accumulators; written ``int8``, ``uint4`` and so on."""
+
+    bits: Annotated[int, Field(ge=1, le=32)]
+    signed: bool
+
+    @classmethod
+    def parse(cls, text: str) -> QDType:
+        """``"uint4"`` to its value; ValueError for anything else."""
+        match = _DTYPE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not an integer type: write int1 … int16, uint1 … uint16")
+        return cls(bits=int(match[2]), signed=not match[1])
+
+    @property
+    def low(self) -> int:
+        """Least code."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        """Greatest code."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    def __str__(self) -> str:
+        return f"{'' if self.signed else 'u'}int{self.bits}"
+
+
+class TensorScheme(Settings):
+    """How one family of tensors (weights or activations) becomes integers."""
+
+    dtype: str
+    symmetric: bool
+    granularity: Literal["tensor", "channel"]
+    range: tuple[int, int] | None = None  # codes in use; None is the whole type
+    nonnegative: str | None = None  # the type of tensors that cannot be negative, such as after ReLU
+    also: tuple[str, ...] = ()  # further types that this device executes as integers, on request
+
+    @model_validator(mode="after")
+    def _range_fits_type(self) -> Self:
+        dtype = QDType.parse(self.dtype)
+        for other in (*self.also, *([self.nonnegative] if self.nonnegative else [])):
+            QDType.parse(other)
+        low, high = self.codes
+        if not dtype.low <= low < high <= dtype.high:
+            raise ValueError(f"range {[low, high]} does not lie inside {dtype}: {[dtype.low, dtype.high]}")
+        if self.symmetric and dtype.signed and low > 0:
+            raise ValueError("a symmetric range holds 0")
+        return self
+
+    @property
+    def type(self) -> QDType:
+        """The parsed type."""
+        return QDType.parse(self.dtype)
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """Least and greatest code in use."""
+        return self.range if self.range is not None else (self.type.low, self.type.high)
+
+    def with_dtype(self, dtype: str) -> TensorScheme:
+        """The same scheme at another type, over that type's full range."""
+        if dtype == self.dtype:
+            return self
+        signed = QDType.parse(dtype)
+        nonnegative = f"uint{signed.bits}" if self.nonnegative and signed.signed else None
+        return self.model_copy(update={"dtype": dtype, "range": None, "nonnegative": nonnegative})
+
+
+class QuantizationScheme(Settings):
+    """What the device needs from a quantized model.
+
+    ``placement`` says where Q/DQ pairs go: ``outputs`` quantizes every tensor that enters or leaves an
+    operator in ``operators`` (ONNX Runtime and OpenVINO fuse Q at the output); ``inputs`` quantizes only
+    what enters a weighted operator (TensorRT).
+    """
+
+    weights: TensorScheme
+    activations: TensorScheme
+    bias: Literal["int32", "float"] = "int32"
+    scale: Literal["float", "power_of_two"] = "float"
+    placement: Literal["outputs", "inputs"] = "outputs"
+    operators: tuple[str, ...]  # ONNX operator types that run in integer on this device
+    why: str  # one sentence: the property of the silicon behind the choice
+
+    def facet(self) -> dict[str, JSON]:
+        """What an artifact depends on: everything but the prose."""
+        data = self.to_json()
+        data.pop("why")
+        return data
+
+    def digest(self) -> str:
+        """Equal for two devices that ask for the same model."""
+        return digest_of(self.facet())
+
+
+class Compute(Settings):
+    """Arithmetic of the whole device; a multiply-accumulate counts as two operations."""
+
+    units: PositiveInt  # cores, streaming multiprocessors, or DPU cores
+    clock_ghz: PositiveFloat
+    ops_per_cycle: dict[str, PositiveFloat] = {}  # per unit, by data type
+    peak_tops: dict[str, PositiveFloat] = {}  # whole device, dense, by data type, 1e12 operations a second
+
+
+class Memory(Settings):
+    """Off-chip memory and caches."""
+
+    bandwidth_gbs: PositiveFloat | None = None  # 1e9 bytes a second; null where no source confirms it
+    capacity_gb: PositiveFloat | None = None
+    caches_kib: dict[str, PositiveInt] = {}
+
+
+class Pruning(Settings):
+    """Widths that the device likes."""
+
+    channel_multiple: PositiveInt = 1
+    least_channels: PositiveInt = 1
+
+
+class DspPacking(Settings):
+    """Multiply-accumulates that one DSP block does in a cycle at given operand widths."""
+
+    weight_bits: PositiveInt  # up to and including
+    activation_bits: PositiveInt
+    macs: PositiveInt
+
+
+class FpgaFabric(Settings):
+    """What there is to build with, and how much of it may be used."""
+
+    part: str
+    clock_mhz: PositiveFloat
+    lut: PositiveInt
+    ff: PositiveInt | None = None  # null where no source confirms it
+    dsp: PositiveInt
+    bram18: PositiveInt
+    uram: Annotated[int, Field(ge=0)] | None = None
+    dsp_packing: tuple[DspPacking, ...]  # the first entry wide enough wins
+    usable: dict[Literal["lut", "ff", "dsp", "bram18", "uram"], Annotated[float, Field(gt=0, le=1)]]
+    max_stream_bits: PositiveInt = 36  # widest weight stream of one processing element
+
+
+class HardwareProfile(Settings):
+    """One device."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    kind: DeviceKind
+    title: str
+    arch: Literal["x86_64", "aarch64"] | None = None  # CPUs only
+    isa: tuple[str, ...] = ()  # CPU features, or the CUDA compute capability as cc8.9
+    isa_absent: tuple[str, ...] = ()  # features whose presence makes it another device
+    compute: Compute | None = None
+    memory: Memory | None = None
+    fpga: FpgaFabric | None = None
+    runtimes: tuple[str, ...]  # backends, best first
+    quantization: QuantizationScheme
+    pruning: Pruning = Pruning()
+    sources: dict[str, str]  # field path or its prefix -> document
+
+    @model_validator(mode="after")
+    def _fabric_iff_fpga(self) -> Self:
+        if (self.kind is DeviceKind.FPGA) != (self.fpga is not None):
+            raise ValueError("a profile of kind fpga has a section `fpga`, and no other kind has")
+        return self
+
+    def digest(self) -> str:
+        """Of every field."""
+        return digest_of(self.to_json())

@@ -1,0 +1,52 @@
+"""A plan: steps that depend on each other, and the rows they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hwopt.core.hardware import HardwareProfile
+from hwopt.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An output of another step."""
+
+    step: str  # step key
+    port: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One execution of a stage; equal steps have equal keys and run once."""
+
+    key: str  # sha256:... of all that the result depends on
+    stage: str
+    label: str  # for people: "quantize int8-ptq (x86-avx2)"
+    config: Settings
+    hardware: HardwareProfile | None
+    inputs: Mapping[str, Source]
+    where: str | None  # file:line in the profile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One candidate on one target: the steps whose facts make up its result."""
+
+    candidate: str
+    target: str
+    hardware: str  # the profile that the target resolved to
+    is_float: bool
+    steps: tuple[str, ...] = ()  # keys, in order; empty where the row is not available
+    unavailable: str | None = None  # the reason
+    fix: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Steps in an order in which they can run, and the table they fill."""
+
+    steps: tuple[Step, ...]
+    rows: tuple[Row, ...]

@@ -1,0 +1,89 @@
+"""A pipeline profile after validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hwopt.core.choices import Choice
+from hwopt.core.hardware import HardwareProfile
+from hwopt.core.settings import Settings
+
+Metric = Literal[
+    "accuracy", "accuracy_drop", "agreement", "latency_ms", "speedup", "file_bytes", "integer_share", "fits"
+]
+HOST_CPU = "host-cpu"
+
+
+class Requirement(Settings):
+    """A bound that a version must keep to be shipped."""
+
+    metric: Metric
+    target: str | None = None  # None: every target that can be judged here
+    min: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if self.metric == "fits":
+            if self.min is not None or self.max is not None:
+                raise ValueError("`fits` takes no bound")
+        elif (self.min is None) == (self.max is None):
+            raise ValueError("give exactly one of min and max")
+        return self
+
+    def __str__(self) -> str:
+        bound = "" if self.metric == "fits" else f" ≥ {self.min:g}" if self.min is not None else f" ≤ {self.max:g}"
+        return f"{self.metric}{bound}" + (f" on {self.target}" if self.target else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One compression step of a candidate."""
+
+    stage: str
+    config: Settings
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A chain of compression steps after training; the empty chain is the float baseline."""
+
+    name: str
+    chain: tuple[Link, ...]
+    where: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A device named by the profile; ``hardware`` is None for the host until it is detected."""
+
+    name: str
+    hardware: HardwareProfile | None
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineProfile:
+    """What the user asked for, with the place of every part."""
+
+    path: Path
+    name: str
+    seed: int
+    threads: int
+    data: Choice
+    data_where: str
+    model: Choice
+    model_where: str
+    train: Link
+    benchmark: Settings
+    candidates: tuple[Candidate, ...]
+    targets: tuple[Target, ...]
+    requirements: tuple[Requirement, ...]
+    text: str  # the YAML as read, with --set applied as lines below it
+    where: Callable[[str], str]  # section name -> file:line

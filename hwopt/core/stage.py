@@ -1,0 +1,85 @@
+"""What a stage is: a value that describes it, and one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from hwopt.core.artifact import Artifact, Kind
+from hwopt.core.canonical import JSON
+from hwopt.core.dataset import Dataset
+from hwopt.core.hardware import HardwareProfile
+from hwopt.core.settings import Settings
+
+
+class Progress(Protocol):
+    """Where a stage says how far it is; one short line, shown on stderr."""
+
+    def __call__(self, text: str, /) -> None: ...
+
+
+def no_facet(hardware: HardwareProfile) -> dict[str, JSON]:
+    """For stages whose result does not depend on the device."""
+    return {}
+
+
+def no_check(config: Any, hardware: HardwareProfile | None) -> list[tuple[str, str]]:
+    """For stages whose settings are legal on every device."""
+    return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """A stage, light to import: it names its function and does not load it."""
+
+    name: str
+    version: int  # raise it when equal inputs give other outputs
+    summary: str
+    config: type[Settings]
+    run: str  # "module:function"
+    consumes: Mapping[str, frozenset[Kind]] = field(default_factory=dict)  # port -> acceptable kinds
+    produces: Mapping[str, Kind] = field(default_factory=dict)  # port -> kind
+    # (settings, device) -> (problem, fix) of every setting the device cannot serve; pure.
+    check: Callable[[Any, HardwareProfile | None], list[tuple[str, str]]] = no_check
+    # The part of the device that the result depends on; steps that agree on it are one step.
+    facet: Callable[[HardwareProfile], dict[str, JSON]] = no_facet
+    reads_data: bool = True
+    measured: bool = False  # True: the result belongs to this machine
+    libraries: tuple[str, ...] = ()  # distributions whose version changes the result
+
+    @property
+    def is_chain_link(self) -> bool:
+        """Whether it may stand in a candidate's chain: a checkpoint in, a checkpoint out."""
+        return "checkpoint" in self.consumes and "checkpoint" in self.produces
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageContext:
+    """All that a stage may know of the world."""
+
+    workdir: Path  # the only place it writes to
+    seed: int
+    threads: int  # for training libraries
+    hardware: HardwareProfile | None
+    model: Mapping[str, JSON]  # the profile's model section
+    data: Callable[[], Dataset]  # loads on first call
+    progress: Progress
+    import_root: Path | None = None  # where the user's own modules are looked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """Files by port, and facts: the JSON that goes into records."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    facts: Mapping[str, JSON] = field(default_factory=dict)
+
+
+class StageFunction(Protocol):
+    """The function that ``StageSpec.run`` names."""
+
+    def __call__(
+        self, ctx: StageContext, inputs: Mapping[str, Artifact], config: Any, /
+    ) -> StageResult: ...

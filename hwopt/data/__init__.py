@@ -1,0 +1,1 @@
+"""Data sets behind a registry; the user's own by ``module:function``."""

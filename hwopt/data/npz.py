@@ -1,0 +1,58 @@
+"""A NumPy archive with ``x_train, y_train, x_test, y_test``; pickles inside it are refused."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from hwopt.core.choices import DataSource
+from hwopt.core.dataset import Dataset
+from hwopt.core.settings import Settings
+from hwopt.data.arrays import KEYS, checked
+from hwopt.errors import ConfigError, UnsafeInputError
+
+MAX_BYTES: Final = 16 << 30  # of all arrays, unpacked
+
+
+class NpzOptions(Settings):
+    """Where the archive is."""
+
+    path: str
+    classes: Annotated[int, Field(ge=2, le=100_000)] | None = None
+
+
+def load(options: NpzOptions) -> Dataset:
+    """Read and check the archive."""
+    path = Path(options.path)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(item.file_size for item in archive.infolist())
+        if unpacked > MAX_BYTES:
+            raise UnsafeInputError(
+                f"the archive unpacks to {unpacked:,} bytes; the limit is {MAX_BYTES:,}", where=str(path)
+            )
+        with np.load(path, allow_pickle=False) as archive:
+            for key in KEYS:
+                if key in archive.files:
+                    arrays[key] = archive[key]
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise UnsafeInputError(
+                "the archive holds pickled objects, which can run code", where=str(path),
+                fix="store plain numeric arrays: np.savez(path, x_train=…, …)",
+            ) from None
+        raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None
+    return checked(path.stem, arrays, options.classes)
+
+
+SOURCE: Final = DataSource(
+    settings=NpzOptions, load="hwopt.data.npz:load", files=lambda o: [Path(o.path)], paths=("path",)
+)

@@ -1,0 +1,1 @@
+"""Runs a plan: cache, workdir, call, commit, record."""

@@ -1,0 +1,146 @@
+"""Requirements against results: a verdict for every row, target and run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hwopt.core.canonical import JSON
+from hwopt.core.measurement import Tier, Verdict
+from hwopt.core.profile import Requirement
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One requirement on one row."""
+
+    requirement: str
+    verdict: Verdict
+    reason: str
+
+    def to_json(self) -> JSON:
+        """Plain JSON."""
+        return {"requirement": self.requirement, "verdict": self.verdict.value, "reason": self.reason}
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """FAIL before INCONCLUSIVE before PASS."""
+    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.PASS
+
+
+def judge(requirement: Requirement, result: Result) -> Judged:
+    """PASS where the whole interval keeps the bound, FAIL where none of it does; missing never passes."""
+    name = str(requirement)
+    if result["status"] != "ok":
+        return Judged(requirement=name, verdict=Verdict.FAIL, reason=f"no result: {result['reason']}")
+    if requirement.metric == "fits":
+        return _fits(name, result)
+    interval = interval_of(requirement.metric, result)
+    if interval is None:
+        reason = (result["details"].get("missing") or {}).get(requirement.metric, "it was not obtained")
+        return Judged(
+            requirement=name, verdict=Verdict.FAIL, reason=f"{requirement.metric} is missing: {reason}"
+        )
+    low, high = interval
+    if requirement.max is not None:
+        good, bad, bound = high <= requirement.max, low > requirement.max, requirement.max
+    else:
+        bound = requirement.min if requirement.min is not None else float("nan")
+        good, bad = low >= bound, high < bound
+    said = f"{requirement.metric} lies in [{low:.4g}, {high:.4g}]"
+    if good and result["tier"] == Tier.PREDICTED.value:
+        return Judged(
+            requirement=name, verdict=Verdict.INCONCLUSIVE, reason=f"{said}, but a prediction cannot pass alone"
+        )
+    if good:
+        return Judged(requirement=name, verdict=Verdict.PASS, reason=said)
+    if bad:
+        return Judged(requirement=name, verdict=Verdict.FAIL, reason=said)
+    return Judged(
+        requirement=name, verdict=Verdict.INCONCLUSIVE,
+        reason=f"{said}, across the bound {bound:g}; {_settles(requirement.metric)} would settle it",
+    )
+
+
+def _settles(metric: str) -> str:
+    if metric in {"accuracy", "accuracy_drop"}:
+        return "more test samples"
+    return "a larger benchmark.budget_seconds or a quieter machine"
+
+
+def _fits(name: str, result: Result) -> Judged:
+    fits = result["details"].get("fits")
+    if fits is None:
+        return Judged(requirement=name, verdict=Verdict.FAIL, reason="the device has no resources to fit into")
+    short = "; ".join(result["details"].get("fpga", {}).get("short", []))
+    return Judged(
+        requirement=name, verdict=Verdict.PASS if fits else Verdict.FAIL,
+        reason="the upper end of the band fits" if fits else f"does not fit: {short}",
+    )
+
+
+def interval_of(metric: str, result: Result) -> tuple[float, float] | None:
+    """Both ends of what is known of a metric; equal where the number is exact."""
+    details = result["details"]
+    if metric in {"accuracy", "accuracy_drop"}:
+        pair = details.get("evaluation", {}).get(f"{metric}_interval")
+    elif metric == "speedup":
+        pair = result["speedup"]
+    elif metric == "latency_ms":
+        pair = result["latency_ms"]
+    else:
+        value = result.get(metric)
+        return None if value is None else (float(value), float(value))
+    if pair is None or pair.get("low") is None or pair.get("high") is None:
+        return None
+    return float(pair["low"]), float(pair["high"])
+
+
+def judge_row(requirements: Sequence[Requirement], result: Result) -> tuple[Verdict | None, list[Judged]]:
+    """All requirements that concern a row; no verdict where none does or the target is not here."""
+    mine = [r for r in requirements if r.target in {None, result["target"]}]
+    if result["status"] == "unavailable" and all(r.target is None for r in mine):
+        return None, []  # nothing was promised for this target by name; it is listed as not checked
+    judged = [judge(requirement, result) for requirement in mine]
+    return (worst([j.verdict for j in judged]) if judged else None), judged
+
+
+def choose(rows: Sequence[Result]) -> Result | None:
+    """The version to ship on one target: of those that pass, the fastest; the smaller where none is faster.
+
+    A row counts as faster only where its whole latency interval lies below the other's.
+    """
+    passing = [row for row in rows if row["verdict"] == Verdict.PASS.value and row["status"] == "ok"]
+    if not passing:
+        return None
+    fastest = min(passing, key=lambda row: (row["latency_ms"] or {}).get("p50") or float("inf"))
+    bound = (fastest["latency_ms"] or {}).get("high")
+    level = [
+        row for row in passing
+        if row is fastest or (bound is not None and ((row["latency_ms"] or {}).get("low") or float("inf")) <= bound)
+    ]
+    return min(level, key=lambda row: (row["file_bytes"], row["accuracy_drop"]))
+
+
+def run_verdict(requirements: Sequence[Requirement], results: Sequence[Result]) -> Verdict:
+    """PASS when every judged target has a version that passes; else the best that its rows came to.
+
+    Without requirements there is nothing to fail but the steps themselves.
+    """
+    verdicts = []
+    for target in dict.fromkeys(row["target"] for row in results):
+        mine = [Verdict(row["verdict"]) for row in results if row["target"] == target and row["verdict"]]
+        for best in (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL):
+            if best in mine:
+                verdicts.append(best)
+                break
+    if not verdicts:
+        anything = any(row["status"] == "ok" for row in results)
+        return Verdict.PASS if anything and not requirements else Verdict.INCONCLUSIVE
+    return worst(verdicts)

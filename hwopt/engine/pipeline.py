@@ -1,0 +1,301 @@
+"""Plan a profile against this machine, run what is not finished, judge, record."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import hwopt
+from hwopt.config import hardware as hardware_profiles
+from hwopt.core.artifact import Artifact
+from hwopt.core.backend import Availability, BackendSpec
+from hwopt.core.canonical import JSON, digest_of, digest_of_file
+from hwopt.core.dataset import Dataset
+from hwopt.core.hardware import DeviceKind, HardwareProfile
+from hwopt.core.host import describe
+from hwopt.core.measurement import Verdict
+from hwopt.core.plan import Plan, Row, Step
+from hwopt.core.profile import PipelineProfile
+from hwopt.core.stage import Progress, StageContext, StageFunction, StageResult, StageSpec
+from hwopt.data.load import fingerprint, load_dataset
+from hwopt.engine import host as this_host
+from hwopt.engine.judge import choose, judge_row, run_verdict
+from hwopt.engine.results import assemble
+from hwopt.errors import ConfigError, HwoptError, StageFailedError
+from hwopt.planning.planner import World, plan
+from hwopt.plugins import call_factory, load_reference, resolve, user_modules
+from hwopt.store.store import Finished, Store, new_run_id
+
+SCHEMA_VERSION: Final = 1
+_RECORDED_LIBRARIES: Final = ("hwopt", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "torch-pruning")
+
+
+@cache
+def probe(name: str) -> Availability:
+    """Whether a backend can run here."""
+    spec: BackendSpec = resolve("backend", name)
+    state: Availability = load_reference(spec.probe)()
+    return state
+
+
+@cache
+def host_profile() -> HardwareProfile | None:
+    """The shipped profile that this machine's CPU is of the kind of."""
+    profiles = [hardware_profiles.shipped(name) for name in hardware_profiles.names()]
+    return describe(this_host.detect(), [p for p in profiles if p.kind is DeviceKind.CPU])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A profile with its plan and the data, loaded at most once."""
+
+    profile: PipelineProfile
+    plan: Plan
+    data: Callable[[], Dataset]
+    import_root: Path
+    host_profile: HardwareProfile | None
+
+
+def prepare(profile: PipelineProfile) -> Prepared:
+    """Plan a profile against this machine; ConfigError with every problem."""
+    root = profile.path.resolve().parent
+    data = loader(profile, root)
+    try:
+        contents = fingerprint(profile.data, data)
+    except HwoptError as error:
+        raise error.at(profile.data_where) from None
+    device = host_profile()
+    world = World(
+        host=this_host.detect(),
+        host_profile=device,
+        probe=probe,
+        data_fingerprint=contents,
+        model_code=code_digest(profile, root),
+    )
+    return Prepared(
+        profile=profile, plan=plan(profile, world), data=data, import_root=root, host_profile=device
+    )
+
+
+def loader(profile: PipelineProfile, root: Path) -> Callable[[], Dataset]:
+    """The data of a profile, loaded on the first call; errors carry their place."""
+
+    @cache
+    def load() -> Dataset:
+        try:
+            return load_dataset(
+                profile.data, lambda reference, options: call_factory(reference, root, {}, options)
+            )
+        except HwoptError as error:
+            raise error.at(profile.data_where) from None
+
+    return load
+
+
+def code_digest(profile: PipelineProfile, root: Path) -> str:
+    """Digest of the file that holds the user's model, so that an edited model is trained anew."""
+    if profile.model.factory is None:
+        return ""
+    name = profile.model.factory.partition(":")[0]
+    with user_modules(root):
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ModuleNotFoundError, ValueError):
+            spec = None
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"cannot import {name!r}", where=profile.model_where,
+            fix=f"the module is looked for in {root} and among the installed packages",
+        )
+    return digest_of_file(Path(spec.origin))
+
+
+def finished_keys(plan: Plan, store: Store) -> set[str]:
+    """Keys of the steps that are finished, their files whole."""
+    return {step.key for step in plan.steps if store.finished(step.key) is not None}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """The state of one execution."""
+
+    prepared: Prepared
+    store: Store
+    progress: Progress
+    fresh: bool
+    done: dict[str, Finished]
+    failures: dict[str, str]
+    steps: list[dict[str, JSON]]
+
+    def execute(self) -> None:
+        """Every step in order; a failed one takes those that depend on it along, and no other."""
+        plan = self.prepared.plan
+        total = len(plan.steps)
+        for index, step in enumerate(plan.steps, 1):
+            entry: dict[str, JSON] = {"key": step.key, "stage": step.stage, "label": step.label}
+            broken = [s.step for s in step.inputs.values() if s.step in self.failures]
+            cached = None if self.fresh else self.store.finished(step.key)
+            if broken:
+                self.failures[step.key] = self.failures[broken[0]]
+                entry |= {"status": "skipped", "reason": self.failures[step.key], "seconds": 0.0}
+            elif cached is not None:
+                self.done[step.key] = cached
+                entry |= {"status": "cached", "reason": None, "seconds": cached.seconds}
+            else:
+                self.progress(f"[{index}/{total}] {step.label}")
+                started = time.monotonic()
+                entry |= self.attempt(step, started)
+            self.steps.append(entry)
+
+    def attempt(self, step: Step, started: float) -> dict[str, JSON]:
+        try:
+            self.done[step.key] = self.run_step(step, started)
+        except StageFailedError as error:
+            reason = f"{step.stage}: {'; '.join(p.problem for p in error.problems)}"
+            self.failures[step.key] = reason
+            self.progress(f"failed: {reason}")
+            return {"status": "failed", "reason": reason, "seconds": time.monotonic() - started}
+        except ConfigError as error:
+            place = step.where if step.inputs else self.prepared.profile.model_where
+            raise error.at(place) from None
+        return {"status": "ok", "reason": None, "seconds": time.monotonic() - started}
+
+    def run_step(self, step: Step, started: float) -> Finished:
+        spec: StageSpec = resolve("stage", step.stage)
+        function: StageFunction = load_reference(spec.run)
+        inputs = {
+            port: self.done[source.step].artifacts[source.port] for port, source in step.inputs.items()
+        }
+        with self.store.workdir() as workdir:
+            context = StageContext(
+                workdir=workdir,
+                seed=self.prepared.profile.seed,
+                threads=self.prepared.profile.threads,
+                hardware=step.hardware,
+                model=self.prepared.profile.model.to_json(),
+                data=self.prepared.data,
+                progress=lambda text: self.progress("  " + text),
+                import_root=self.prepared.import_root,
+            )
+            result = call_stage(function, context, inputs, step)
+            artifacts = {
+                port: self.store.put(result.files[port], kind) for port, kind in spec.produces.items()
+            }
+        seconds = time.monotonic() - started
+        self.store.commit(step.key, step.label, artifacts, result.facts, seconds)
+        return Finished(artifacts=artifacts, facts=result.facts, seconds=seconds)
+
+
+def call_stage(
+    function: StageFunction, context: StageContext, inputs: Mapping[str, Artifact], step: Step
+) -> StageResult:
+    """Run a stage with the thread count of the profile; anything unforeseen is a failed step with its name."""
+    load_reference("torch:set_num_threads")(context.threads)
+    try:
+        return function(context, inputs, step.config)
+    except (HwoptError, KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:  # the boundary to foreign libraries: one broken candidate must not end the run
+        text = str(error).splitlines()[0] if str(error) else ""
+        raise StageFailedError(f"{type(error).__name__}: {text}") from error
+
+
+def run(
+    profile: PipelineProfile, store: Store, progress: Progress, *, fresh: bool = False, lock_timeout: float = 0.0
+) -> tuple[str, dict[str, JSON]]:
+    """Execute a profile; the run's id and its record, which is also saved."""
+    started = datetime.now(UTC)
+    with store.locked(lock_timeout):
+        prepared = prepare(profile)
+        state = _Run(
+            prepared=prepared, store=store, progress=progress, fresh=fresh, done={}, failures={}, steps=[]
+        )
+        state.execute()
+        run_id = new_run_id(started)
+        record = make_record(run_id, started, prepared, state)
+        store.save_record(run_id, record)
+    return run_id, record
+
+
+def make_record(run_id: str, started: datetime, prepared: Prepared, state: _Run) -> dict[str, JSON]:
+    """The document that ``--json`` prints and that reports are rendered from."""
+    profile, plan = prepared.profile, prepared.plan
+    targets = {t.name: t.hardware or prepared.host_profile for t in profile.targets}
+    results: list[dict[str, Any]] = [_result(row, targets[row.target], state) for row in plan.rows]
+    requirements: list[JSON] = []
+    for result in results:
+        verdict, judged = judge_row(profile.requirements, result)
+        result["verdict"] = verdict.value if verdict else None
+        result["details"]["requirements"] = [j.to_json() for j in judged]
+    for requirement in profile.requirements:
+        requirements.append(str(requirement))
+    choices: dict[str, JSON] = {}
+    for target in targets:
+        best = choose([r for r in results if r["target"] == target])
+        choices[target] = best["candidate"] if best else None
+    verdict = run_verdict(profile.requirements, results)
+    if any(r["status"] == "failed" for r in results) and verdict is Verdict.PASS and not profile.requirements:
+        verdict = Verdict.INCONCLUSIVE
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": run_id,
+        "name": profile.name,
+        "verdict": verdict.value,
+        "choice": choices,
+        "results": list[JSON](results),
+        "requirements": requirements,
+        "not_checked": _not_checked(results),
+        "steps": list[JSON](state.steps),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": (datetime.now(UTC) - started).total_seconds(),
+        "seed": profile.seed,
+        "threads": profile.threads,
+        "profile": {"path": str(profile.path), "text": profile.text, "digest": digest_of(profile.text)},
+        "environment": environment(),
+    }
+
+
+def _result(row: Row, hardware: HardwareProfile | None, state: _Run) -> dict[str, Any]:
+    facts = [state.done[key].facts for key in row.steps if key in state.done]
+    failure = next((state.failures[key] for key in row.steps if key in state.failures), None)
+    result: dict[str, Any] = assemble(row, facts, failure, hardware)
+    result["details"]["steps"] = list(row.steps)
+    return result
+
+
+def _not_checked(results: list[dict[str, Any]]) -> list[JSON]:
+    """What a reader might take for granted and was not done, each with its reason."""
+    found: list[JSON] = []
+    for result in results:
+        place = f"{result['candidate']} on {result['target']}"
+        if result["status"] != "ok":
+            found.append(f"{place}: {result['reason']}")
+            continue
+        for name, reason in result["details"]["missing"].items():
+            found.append(f"{name} of {place}: {reason}")
+    return found
+
+
+def environment() -> dict[str, JSON]:
+    """Versions and machine, without names of users, hosts or paths."""
+    versions: dict[str, JSON] = {}
+    for name in _RECORDED_LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = hwopt.__version__ if name == "hwopt" else None
+    device = host_profile()
+    return {
+        "python": platform.python_version(),
+        "libraries": versions,
+        "host": this_host.detect().to_json(),
+        "host_profile": device.name if device else None,
+    }

@@ -1,0 +1,76 @@
+"""Facts of steps to the rows of a record. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from hwopt.core.canonical import JSON
+from hwopt.core.hardware import HardwareProfile
+from hwopt.core.measurement import Tier
+from hwopt.core.plan import Row
+
+# The stable core of a row, in order; everything else goes to `details`.
+CORE: Final = (
+    "accuracy", "accuracy_drop", "agreement", "latency_ms", "speedup", "file_bytes", "parameters", "macs",
+    "integer_share",
+)
+_TIER_ORDER: Final = [Tier.MEASURED, Tier.COMPILED, Tier.ESTIMATED, Tier.PREDICTED]
+
+
+def assemble(
+    row: Row, facts: list[Mapping[str, Any]], failure: str | None, hardware: HardwareProfile | None
+) -> dict[str, JSON]:
+    """One result. ``facts`` are those of the row's finished steps, in order; ``failure`` ends them."""
+    merged: dict[str, Any] = {}
+    tiers: list[Tier] = []
+    for part in facts:
+        merged.update(part)
+        if "tier" in part:
+            tiers.append(Tier(part["tier"]))
+    merged.pop("tier", None)
+    status = "unavailable" if row.unavailable else "failed" if failure else "ok"
+    result: dict[str, JSON] = {
+        "candidate": row.candidate,
+        "target": row.target,
+        "status": status,
+        "reason": row.unavailable or failure,
+        # The weakest evidence names the row: an FPGA design with measured accuracy is an estimate.
+        "tier": max(tiers, key=_TIER_ORDER.index).value if tiers else None,
+        **{name: merged.pop(name, None) for name in CORE},
+        "scheme": row.hardware if hardware is not None else None,
+        "verdict": None,
+    }
+    missing = dict(row.notes)
+    for name in CORE:
+        if result[name] is None and name not in missing:
+            missing[name] = _why_missing(name, row, status, hardware)
+    if status != "ok":
+        missing = {name: str(result["reason"]) for name in CORE if result[name] is None}
+    details: dict[str, JSON] = dict(merged)
+    details["missing"] = dict[str, JSON](missing)
+    if row.fix:
+        details["fix"] = row.fix
+    if hardware is not None:
+        scheme = hardware.quantization
+        details["scheme"] = {
+            "device": hardware.title,
+            "weights": f"{scheme.weights.dtype} {list(scheme.weights.codes)} per {scheme.weights.granularity}",
+            "activations": f"{scheme.activations.dtype} per {scheme.activations.granularity}",
+            "why": scheme.why,
+        }
+    result["details"] = details
+    return result
+
+
+def _why_missing(name: str, row: Row, status: str, hardware: HardwareProfile | None) -> str:
+    fpga = hardware is not None and hardware.fpga is not None
+    if name == "speedup" and fpga:
+        return f"{row.hardware} has no float model to compare with"
+    if name == "integer_share" and fpga:
+        return "no runtime executes the design; its arithmetic is integer throughout"
+    if name in {"speedup", "latency_ms"} and "latency_ms" in row.notes:
+        return row.notes["latency_ms"]
+    if name == "integer_share":
+        return "the model has no convolution or matrix operator"
+    return "not obtained"

@@ -1,0 +1,1 @@
+"""A small model zoo and the road to the user's own."""

@@ -1,0 +1,85 @@
+"""From a choice to a network, by name or by the user's own function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hwopt.core.canonical import canonical_json
+from hwopt.core.choices import Choice, ModelSpec
+from hwopt.errors import ConfigError
+from hwopt.plugins import call_factory, load_reference, resolve
+
+
+def build_model(choice: Choice, sample_shape: tuple[int, ...], classes: int, root: Path | None) -> nn.Module:
+    """The network of ``choice``, freshly initialized from torch's global generator, in float32 on the CPU."""
+    if choice.name is not None:
+        spec: ModelSpec = resolve("model", choice.name)
+        options = spec.settings.model_validate_json(canonical_json(dict(choice.options)))
+        model: Any = load_reference(spec.build)(sample_shape, classes, options)
+    else:
+        offered = {"sample_shape": sample_shape, "classes": classes}
+        model = call_factory(str(choice.factory), root, offered, choice.options)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"{choice.factory} returned {type(model).__name__}, not a torch.nn.Module",
+            fix="return the network itself",
+        )
+    _check_output(model, sample_shape, classes)
+    return model
+
+
+def _check_output(model: nn.Module, sample_shape: tuple[int, ...], classes: int) -> None:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, *sample_shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"the model does not take samples of shape {list(sample_shape)}: {str(error).splitlines()[0]}",
+            fix="choose a model that fits the data, or change the model's options",
+        ) from error
+    finally:
+        model.train(was_training)
+    if tuple(logits.shape) != (2, classes):
+        raise ConfigError(
+            f"the model gives outputs of shape {list(logits.shape)} for 2 samples; {classes} classes need "
+            f"{[2, classes]}",
+            fix="let its last layer have one output a class",
+        )
+
+
+def resize_to(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give every layer the width of the tensors in ``shapes``, in place, so that pruned weights load.
+
+    Layers take their sizes from their weight, so this works on any module made of torch's layers.
+    """
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for leaf, tensor in tensors:
+            shape = shapes.get(prefix + leaf)
+            if shape is None or tuple(tensor.shape) == shape:
+                continue
+            empty = torch.zeros(shape, dtype=tensor.dtype)
+            setattr(module, leaf, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
+        _adopt_sizes(module)
+
+
+def _adopt_sizes(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1 and module.weight.shape[1] == 1:  # depthwise: a group a channel
+            module.groups = module.in_channels = module.out_channels = module.weight.shape[0]
+        elif module.transposed:
+            module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+        else:
+            module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+        module.num_features = len(module.running_mean)

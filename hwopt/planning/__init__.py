@@ -1,0 +1,1 @@
+"""Profile and hardware to a plan, or every reason why not."""

@@ -1,0 +1,265 @@
+"""Cross candidates with targets into a graph of steps; equal steps merge.
+
+Pure but for the digests of the user's own code: what is here (host, backends, data) comes in as values.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from hwopt.core.artifact import Kind
+from hwopt.core.backend import Availability, BackendSpec, Optimization
+from hwopt.core.canonical import JSON, digest_of
+from hwopt.core.choices import NoOptions
+from hwopt.core.hardware import DeviceKind, HardwareProfile
+from hwopt.core.host import Host, can_run, is_device
+from hwopt.core.plan import Plan, Row, Source, Step
+from hwopt.core.profile import Candidate, Link, PipelineProfile, Target
+from hwopt.core.settings import Settings
+from hwopt.core.stage import StageSpec
+from hwopt.errors import ConfigError, Problem
+from hwopt.plugins import did_you_mean, resolve, table
+
+IMPLICIT_BASELINE: Final = "fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What the planner must know of its surroundings."""
+
+    host: Host
+    host_profile: HardwareProfile | None  # the device that this machine is of the kind of
+    probe: Callable[[str], Availability]  # by backend name
+    data_fingerprint: str
+    model_code: str  # digest of the user's module, or empty
+
+
+@dataclass(slots=True)
+class _Available:
+    """How a target can be served here."""
+
+    hardware: HardwareProfile | None = None
+    runtime: str | None = None
+    latency: bool = True  # whether timing here says something about the device
+    unavailable: str | None = None
+    fix: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def plan(profile: PipelineProfile, world: World) -> Plan:
+    """Steps in order and the rows they fill; ConfigError with every problem of the profile."""
+    builder = _Builder(profile, world)
+    problems = builder.problems()
+    if problems:
+        raise ConfigError.of(problems)
+    return builder.build()
+
+
+class _Builder:
+    def __init__(self, profile: PipelineProfile, world: World) -> None:
+        self.profile, self.world = profile, world
+        self.steps: dict[str, Step] = {}
+        self.rows: list[Row] = []
+        floats = [c for c in profile.candidates if not c.chain]
+        self.baseline = floats[0] if floats else Candidate(name=IMPLICIT_BASELINE, chain=(), where=None)
+        self.candidates = (
+            profile.candidates if floats else (self.baseline, *profile.candidates)
+        )
+        self.targets = {target.name: self.available(target) for target in profile.targets}
+
+    # --- checks -----------------------------------------------------------------------------------------
+
+    def problems(self) -> list[Problem]:
+        """Everything wrong that can be known before a step runs; each said once."""
+        found: dict[tuple[str, str | None], Problem] = {}
+        runtime = getattr(self.profile.benchmark, "runtime", None)
+        if runtime is not None and runtime not in table("backend"):
+            problem = Problem(
+                problem=f"unknown runtime {runtime!r}", where=self.profile.where("benchmark"),
+                fix=did_you_mean(runtime, table("backend")),
+            )
+            found[(problem.problem, problem.where)] = problem
+        for candidate in self.candidates:
+            kind = Kind.CHECKPOINT
+            for link in candidate.chain:
+                spec: StageSpec = resolve("stage", link.stage)
+                if kind not in spec.consumes["checkpoint"]:
+                    problem = Problem(
+                        problem=f"{link.stage} cannot follow a step that gives a {kind.value}",
+                        where=link.where,
+                        fix="prune and fine-tune first, quantize last",
+                    )
+                    found[(problem.problem, problem.where)] = problem
+                kind = spec.produces["checkpoint"]
+                for target in self.profile.targets:
+                    hardware = target.hardware or self.world.host_profile
+                    for text, fix in spec.check(link.config, hardware) if hardware else []:
+                        found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
+        return list(found.values())
+
+    def available(self, target: Target) -> _Available:
+        """Where and how a target runs, or why it does not."""
+        hardware = target.hardware or self.world.host_profile
+        if hardware is None:
+            return _Available(
+                unavailable="no hardware profile describes this machine's CPU",
+                fix="write one: hwopt hardware detect > my-cpu.yaml, and name it as the target",
+            )
+        result = _Available(hardware=hardware)
+        if hardware.kind is DeviceKind.FPGA:
+            return result
+        host = self.world.host
+        if hardware.kind is DeviceKind.CPU and not can_run(host, hardware):
+            lacking = sorted(set(hardware.isa) - host.isa)
+            why = f"it is {host.arch}" if hardware.arch not in {None, host.arch} else f"no {', '.join(lacking)}"
+            result.unavailable = f"this machine is not a {hardware.name}: {why}"
+            result.fix = "run the pipeline on such a device"
+            return result
+        if hardware.kind is DeviceKind.CPU and not is_device(host, hardware):
+            more = ", ".join(sorted(host.isa & set(hardware.isa_absent)))
+            result.latency = False
+            result.notes["latency_ms"] = (
+                f"not measured: this CPU has {more}, so its speed is not that of {hardware.name}"
+            )
+        asked = getattr(self.profile.benchmark, "runtime", None)
+        names = [name for name in hardware.runtimes if asked in {None, name}]
+        if not names:
+            result.unavailable = f"{hardware.name} has no runtime {asked}"
+            result.fix = f"its runtimes are {', '.join(hardware.runtimes)}"
+            return result
+        reasons = []
+        for name in names:
+            if name not in table("backend"):
+                reasons.append((f"{name}: this hwopt has no backend of that name", None))
+                continue
+            state = self.world.probe(name)
+            if state.available:
+                result.runtime = name
+                return result
+            reasons.append((f"{name}: {state.reason}", state.fix))
+        result.unavailable = "; ".join(reason for reason, _ in reasons)
+        result.fix = next((fix for _, fix in reasons if fix), None)
+        return result
+
+    # --- steps ------------------------------------------------------------------------------------------
+
+    def build(self) -> Plan:
+        """All rows; targets that are not available cost no step."""
+        for candidate in self.candidates:
+            for target in self.profile.targets:
+                self.rows.append(self.row(candidate, target))
+        return Plan(steps=tuple(self.steps.values()), rows=tuple(self.rows))
+
+    def row(self, candidate: Candidate, target: Target) -> Row:
+        here = self.targets[target.name]
+        hardware = here.hardware
+        row = Row(
+            candidate=candidate.name, target=target.name, is_float=candidate is self.baseline,
+            hardware=hardware.name if hardware else "unknown", notes=here.notes,
+        )
+        if here.unavailable is not None or hardware is None:
+            return replace(row, unavailable=here.unavailable, fix=here.fix)
+        quantized = any(
+            resolve("stage", link.stage).produces["checkpoint"] is Kind.QUANTIZED_CHECKPOINT
+            for link in candidate.chain
+        )
+        if hardware.kind is DeviceKind.FPGA and not quantized:
+            return replace(
+                row, unavailable=f"{hardware.name} computes with integers; a float model has no design there",
+                fix="add a quantize step to the candidate",
+            )
+        steps: list[Step] = []
+        float_export = self.export(self.trained(), "float", hardware=None)
+        checkpoint = self.trained()
+        for link in candidate.chain:
+            checkpoint = self.add(
+                link.stage, f"{link.stage} for {candidate.name}", link.config, hardware,
+                {"checkpoint": checkpoint}, link.where,
+            )
+            steps.append(self.steps[checkpoint.step])
+        model = float_export if candidate is self.baseline else self.export(checkpoint, candidate.name, hardware)
+        steps.append(self.steps[model.step])
+        twins = {"twin": Source(step=model.step, port="twin"),
+                 "float_twin": Source(step=float_export.step, port="twin")}
+        emulated = hardware.kind is DeviceKind.FPGA
+        evaluate: StageSpec = resolve("stage", "evaluate")
+        config = evaluate.config.model_validate(
+            {
+                "runtime": "onnxruntime" if emulated else here.runtime,
+                "optimization": Optimization.NONE if emulated else Optimization.ALL,
+            }
+        )
+        place = f"{candidate.name} on {target.name}"
+        done = self.add("evaluate", f"evaluate {place}", config, hardware, {"model": model, **twins}, target.where)
+        steps.append(self.steps[done.step])
+        if emulated:
+            done = self.add("estimate", f"estimate {place}", NoOptions(), hardware, {"model": model}, target.where)
+            steps.append(self.steps[done.step])
+        elif here.latency:
+            benchmark = self.profile.benchmark.model_copy(update={"runtime": here.runtime})
+            done = self.add(
+                "benchmark", f"benchmark {place}", benchmark, hardware,
+                {"model": model, "baseline": float_export}, target.where,
+            )
+            steps.append(self.steps[done.step])
+        return replace(row, steps=tuple(dict.fromkeys(step.key for step in steps)))
+
+    def trained(self) -> Source:
+        return self.link(self.profile.train, "train the float model")
+
+    def link(self, link: Link, label: str) -> Source:
+        return self.add(link.stage, label, link.config, None, {}, link.where)
+
+    def export(self, checkpoint: Source, name: str, hardware: HardwareProfile | None) -> Source:
+        return self.add("export", f"export {name}", NoOptions(), hardware, {"checkpoint": checkpoint}, None)
+
+    def add(
+        self, stage: str, label: str, config: Settings, hardware: HardwareProfile | None,
+        inputs: Mapping[str, Source], where: str | None,
+    ) -> Source:
+        """A step, or the equal one that is already there; the source of its first output."""
+        spec: StageSpec = resolve("stage", stage)
+        key = self.key(spec, config, hardware, inputs)
+        if key not in self.steps:
+            self.steps[key] = Step(
+                key=key, stage=stage, label=label, config=config, hardware=hardware, inputs=inputs, where=where
+            )
+        return Source(step=key, port=next(iter(spec.produces)))
+
+    def key(
+        self, spec: StageSpec, config: Settings, hardware: HardwareProfile | None, inputs: Mapping[str, Source]
+    ) -> str:
+        """Digest of all that the step's result depends on."""
+        facts: dict[str, JSON] = {
+            "stage": spec.name,
+            "version": spec.version,
+            "config": config.to_json(),
+            "hardware": spec.facet(hardware) if hardware else {},
+            "inputs": {port: [source.step, source.port] for port, source in inputs.items()},
+            "seed": self.profile.seed,
+            "libraries": {name: _version(name) for name in spec.libraries},
+        }
+        if not inputs:
+            facts["model"] = self.profile.model.to_json()
+        facts["model_code"] = self.world.model_code
+        if spec.reads_data:
+            facts["data"] = self.world.data_fingerprint
+        if spec.measured:
+            facts["host"] = self.world.host.to_json()
+            runtime: Any = getattr(config, "runtime", None)
+            if runtime is not None:
+                backend: BackendSpec = resolve("backend", runtime)
+                facts["runtime_libraries"] = {name: _version(name) for name in backend.libraries}
+        else:
+            facts["threads"] = self.profile.threads
+        return digest_of(facts)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Structured pruning: Torch-Pruning finds what must go together, hwopt decides what goes."""

@@ -1,0 +1,218 @@
+"""Fake quantization with two faces: differentiable while training, Q/DQ operators while exporting."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hwopt.core.hardware import TensorScheme
+from hwopt.numerics.scales import Histogram
+
+_ONNX_CONTAINERS = {  # the ONNX type that holds a code range, by (signed, fits in 8 bits)
+    (True, True): torch.int8,
+    (False, True): torch.uint8,
+    (True, False): torch.int16,
+    (False, False): torch.uint16,
+}
+
+
+class Mode(StrEnum):
+    """What a fake quantizer does with what flows through it."""
+
+    OBSERVE = "observe"  # count it, pass it on unchanged
+    QUANTIZE = "quantize"
+
+
+class _RoundToGrid(torch.autograd.Function):
+    """``(clamp(round(x/s) + z) - z)·s`` with the straight-through and LSQ gradients.
+
+    Esser et al., ICLR 2020 (LSQ), equations 1-3 and section 2.2: inside the range dx passes and ds is
+    ``q - x/s``; outside dx is 0 and ds is the code at the end that was hit.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, damp: float
+    ) -> Tensor:
+        v = x / scale
+        q = torch.round(v) + zero
+        clamped = q.clamp(low, high)
+        inside = q == clamped
+        centered = clamped - zero
+        ctx.save_for_backward(inside, centered - v * inside)
+        ctx.scale_shape, ctx.damp = scale.shape, damp
+        return centered * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        inside, per_scale = ctx.saved_tensors
+        dx = grad * inside if ctx.needs_input_grad[0] else None
+        ds = None
+        if ctx.needs_input_grad[1]:
+            ds = grad * per_scale
+            axes = [i for i in range(ds.dim()) if i >= len(ctx.scale_shape) or ctx.scale_shape[i] == 1]
+            ds = (ds.sum(axes, keepdim=True) if len(ctx.scale_shape) else ds.sum()) * ctx.damp
+            ds = ds.reshape(ctx.scale_shape)
+        return dx, ds, None, None, None, None
+
+
+class _RoundThrough(torch.autograd.Function):
+    """Rounding with the straight-through gradient, for biases."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class FakeQuant(nn.Module):
+    """One quantization grid.
+
+    Args:
+        scheme: type, code range, symmetry and granularity.
+        axis: channel axis of the tensor for per-channel scales, else None.
+        channels: length of that axis.
+        power_of_two: scales are powers of two, learned ones by rounding their logarithm.
+        ceiling: greatest value the tensor can hold (6 after ReLU6); the grid never reaches beyond it, so
+            that a runtime may drop the clipping operator in front.
+    """
+
+    scale: nn.Parameter
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        scheme: TensorScheme,
+        *,
+        axis: int | None = None,
+        channels: int = 1,
+        rank: int = 0,
+        power_of_two: bool = False,
+        ceiling: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.low, self.high = scheme.codes
+        self.axis = axis
+        self.power_of_two = power_of_two
+        self.ceiling = ceiling
+        shape = [channels if i == axis else 1 for i in range(rank)] if axis is not None else []
+        self.scale = nn.Parameter(torch.ones(shape))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+        self.mode = Mode.QUANTIZE
+        self.histogram: Histogram | None = None
+
+    def effective_scale(self) -> Tensor:
+        """The scale in use: positive, a power of two where asked for, below the ceiling."""
+        scale = self.scale.abs().clamp_min(1e-30)
+        if self.ceiling is not None:
+            scale = scale.clamp_max(self.ceiling / (self.high - self.low))
+        if self.power_of_two:
+            with torch.no_grad():
+                exponent = torch.log2(scale)
+                snapped = torch.exp2(torch.floor(exponent) if self.ceiling is not None else exponent.round())
+            scale = scale + (snapped - scale).detach()
+        return scale
+
+    def damping(self, elements: int) -> float:
+        """LSQ's gradient scale, 1/sqrt(elements · high), section 2.2."""
+        return float((elements * max(self.high, 1)) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` on the grid."""
+        if torch.onnx.is_in_onnx_export():
+            return self._export(x)
+        if self.mode is Mode.OBSERVE:
+            if self.histogram is not None:
+                self.histogram.add(x.detach().cpu().numpy())
+            return x
+        elements = x.numel() // max(x.shape[0], 1) if self.axis is None else x.numel() // x.shape[self.axis]
+        result: Tensor = _RoundToGrid.apply(
+            x, self.effective_scale(), self.zero_point, self.low, self.high, self.damping(elements)
+        )
+        return result
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of a constant, in the container type that ONNX stores."""
+        q = torch.round(x / self.effective_scale()) + self.zero_point
+        return q.clamp(self.low, self.high).to(self.container)
+
+    @property
+    def container(self) -> torch.dtype:
+        """The ONNX type that holds the codes: 1 to 8 bits live in (u)int8."""
+        return _ONNX_CONTAINERS[(self.scheme.type.signed, self.scheme.type.bits <= 8)]
+
+    def _export(self, x: Tensor) -> Tensor:
+        info = torch.iinfo(self.container)
+        scale = self.effective_scale().detach().reshape(())
+        zero = self.zero_point.to(self.container)
+        if (self.low, self.high) != (info.min, info.max):
+            # QuantizeLinear saturates at the container's ends, so a narrower range is clipped first.
+            ends = [(end - self.zero_point).to(torch.float32) * scale for end in (self.low, self.high)]
+            x = torch.onnx.ops.symbolic("Clip", (x, *ends), dtype=torch.float32, shape=x.shape)
+        q = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, zero), dtype=self.container, shape=x.shape)
+        result: Tensor = torch.onnx.ops.symbolic(
+            "DequantizeLinear", (q, scale, zero), dtype=torch.float32, shape=x.shape
+        )
+        return result
+
+
+class BiasQuant(nn.Module):
+    """A bias on the grid of its accumulator: int32 at ``input scale × weight scale``, zero point 0.
+
+    Jacob et al., CVPR 2018, section 2.4.
+    """
+
+    def __init__(self, activation: FakeQuant, weight: FakeQuant) -> None:
+        super().__init__()
+        self._grids = (activation, weight)  # a tuple, so that they are not registered twice
+
+    @property
+    def scale(self) -> Tensor:
+        """Shape (channels,) or scalar."""
+        activation, weight = self._grids
+        return (activation.effective_scale() * weight.effective_scale().flatten()).detach()
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """``bias`` on the accumulator's grid."""
+        if any(grid.mode is Mode.OBSERVE for grid in self._grids):
+            return bias
+        scale = self.scale
+        result: Tensor = _RoundThrough.apply(bias / scale) * scale
+        return result
+
+    def codes(self, bias: Tensor) -> Tensor:
+        """int32 codes."""
+        limit = 2.0**31 - 1
+        return torch.round(bias / self.scale).double().clamp(-limit, limit).to(torch.int32)
+
+
+class Constant(nn.Module):
+    """A constant that is stored as integers: a weight or a bias of the deployed model."""
+
+    def __init__(self, codes: Tensor, scale: Tensor, axis: int | None) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale.detach().clone())
+        self.axis = axis
+
+    def forward(self) -> Tensor:
+        """The float value; a DequantizeLinear while exporting."""
+        codes, scale = self.get_buffer("codes"), self.get_buffer("scale")
+        if torch.onnx.is_in_onnx_export():
+            zero = torch.zeros(scale.shape, dtype=codes.dtype)
+            attributes = {} if self.axis is None else {"axis": self.axis}
+            result: Tensor = torch.onnx.ops.symbolic(
+                "DequantizeLinear", (codes, scale, zero), attributes, dtype=torch.float32, shape=codes.shape
+            )
+            return result
+        if self.axis is not None:
+            scale = scale.reshape([-1 if i == self.axis else 1 for i in range(codes.dim())])
+        return codes.to(torch.float32) * scale

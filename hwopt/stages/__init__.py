@@ -1,0 +1,1 @@
+"""Steps of a pipeline, each a room with its own algorithms."""

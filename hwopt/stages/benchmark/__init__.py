@@ -1,0 +1,1 @@
+"""Latency, paired with the float model."""

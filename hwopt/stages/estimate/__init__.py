@@ -1,0 +1,1 @@
+"""Analytic cost of an FPGA design."""

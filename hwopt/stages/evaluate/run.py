@@ -1,0 +1,93 @@
+"""Accuracy of the deployed model, agreement with its torch twin, and what precision really ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from hwopt.core.artifact import Artifact
+from hwopt.core.backend import BackendSpec, Optimization, Recipe, Runtime
+from hwopt.core.canonical import JSON, pretty_json
+from hwopt.core.dataset import Array
+from hwopt.core.hardware import DeviceKind
+from hwopt.core.measurement import Interval, Tier
+from hwopt.core.stage import StageContext, StageResult
+from hwopt.errors import StageFailedError
+from hwopt.numerics.intervals import paired_drop_interval, wilson_interval
+from hwopt.numerics.scales import sqnr_db
+from hwopt.plugins import load_reference, resolve
+from hwopt.stages.evaluate.spec import EvaluateConfig
+
+_BATCH = 64
+
+
+def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfig) -> StageResult:
+    """Run the whole test split through the runtime."""
+    if ctx.hardware is None:
+        raise StageFailedError("evaluate needs a device")
+    backend: BackendSpec = resolve("backend", config.runtime)
+    recipe = Recipe(threads=config.threads, optimization=config.optimization)
+    runtime: Runtime = load_reference(backend.load)(inputs["model"].path, recipe, ctx.hardware)
+    try:
+        x = ctx.data().x_test
+        (name,) = runtime.inputs()
+        # Even batches: a short last one would be another shape to the runtime.
+        logits = np.concatenate([runtime.run({name: x[i : i + _BATCH]})[0] for i in range(0, len(x), _BATCH)])
+        nodes = runtime.executed() if config.optimization is Optimization.ALL else []
+    finally:
+        runtime.close()
+    if not np.isfinite(logits).all():
+        raise StageFailedError("the deployed model gives NaN or infinity on the test split")
+    twin, labels = _predictions(inputs["twin"])
+    float_twin, _ = _predictions(inputs["float_twin"])
+    predicted = logits.argmax(1)
+    right, float_right = predicted == labels, float_twin.argmax(1) == labels
+    n = len(labels)
+    drop = Interval(*paired_drop_interval(float_right, right))
+    low, high = wilson_interval(int(right.sum()), n)
+    weighted = [node for node in nodes if node.weighted]
+    share = sum(node.integer for node in weighted) / len(weighted) if weighted else None
+    table = ctx.workdir / "nodes.json"
+    rows: list[JSON] = [
+        {"name": n.name, "op": n.op, "integer": n.integer, "weighted": n.weighted} for n in nodes
+    ]
+    table.write_text(pretty_json(rows))
+    emulated = ctx.hardware.kind is DeviceKind.FPGA
+    accuracy = float(right.mean())
+    ctx.progress(f"evaluate: accuracy {accuracy:.2%} on {n} test samples")
+    return StageResult(
+        files={"nodes": table},
+        facts={
+            "tier": Tier.MEASURED.value,
+            "accuracy": accuracy,
+            "accuracy_drop": drop.estimate,
+            "agreement": float((predicted == twin.argmax(1)).mean()),
+            "integer_share": share,
+            "evaluation": {
+                "samples": n,
+                "accuracy_interval": {"low": low, "high": high},
+                "accuracy_drop_interval": drop.to_json(),
+                "sqnr_db": _decibels(twin, logits),
+                "float_operators": [node.op + " " + node.name for node in weighted if not node.integer],
+                "executed_operators": _census([node.op for node in nodes]),
+                "arithmetic": "the device's integer grid, emulated in float by the file as written"
+                if emulated
+                else f"{config.runtime}, as deployed",
+            },
+        },
+    )
+
+
+def _predictions(artifact: Artifact) -> tuple[Array, Array]:
+    with np.load(artifact.path, allow_pickle=False) as archive:
+        return archive["logits"], archive["labels"]
+
+
+def _decibels(reference: Array, given: Array) -> float | None:
+    value = sqnr_db(reference, given)
+    return value if np.isfinite(value) else None
+
+
+def _census(names: list[str]) -> dict[str, JSON]:
+    return {name: names.count(name) for name in sorted(set(names))}

@@ -1,0 +1,1 @@
+"""Write ONNX and prove that it is the network."""

@@ -1,0 +1,21 @@
+"""Train a network further."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hwopt import checkpoints
+from hwopt.core.artifact import Artifact
+from hwopt.core.stage import StageContext, StageResult
+from hwopt.stages.finetune.spec import FinetuneConfig
+from hwopt.training.loop import fit, split
+
+
+def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: FinetuneConfig) -> StageResult:
+    """Load, fit, save with the same recipe."""
+    network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root)
+    data = split(ctx.data(), config.validation_share, ctx.seed)
+    history = fit(network.module, data, config, seed=ctx.seed, progress=ctx.progress, label="finetune")
+    path = ctx.workdir / "model.safetensors"
+    checkpoints.save(path, network.module, network.recipe)
+    return StageResult(files={"checkpoint": path}, facts={"finetune_history": list(history.epochs)})

@@ -1,0 +1,30 @@
+"""Train a network further."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from hwopt.core.artifact import Kind
+from hwopt.core.stage import StageSpec
+from hwopt.training.settings import FitSettings, OptimizerSettings
+
+
+class FinetuneConfig(FitSettings):
+    """As ``train``, with a gentler start."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 2
+    optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3)
+
+
+SPEC: Final = StageSpec(
+    name="finetune",
+    version=1,
+    summary="train a network further",
+    config=FinetuneConfig,
+    run="hwopt.stages.finetune.run:run",
+    consumes={"checkpoint": frozenset({Kind.CHECKPOINT})},
+    produces={"checkpoint": Kind.CHECKPOINT},
+    libraries=("torch",),
+)

@@ -1,0 +1,1 @@
+"""Quantize a network, post-training or by training."""

@@ -1,0 +1,1 @@
+"""Files known by their digest, and what finished steps left behind."""

@@ -1,0 +1,62 @@
+"""Writing that is whole or not there: temporary file, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from hwopt.errors import ConfigError, ResourceLimitError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put ``text`` at ``path``."""
+    _write(path, lambda handle: handle.write(text.encode()))
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Put a copy of ``source`` at ``path``; a copy and not a link, so that later changes do not reach it."""
+    with source.open("rb") as reader:
+        _write(path, lambda handle: shutil.copyfileobj(reader, handle))
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as handle:
+                fill(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise explained(error, path) from error
+
+
+def explained(error: OSError, path: Path) -> Exception:
+    """The user's error for a failed write."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return ResourceLimitError(
+            f"the disk is full: {path.name} could not be written", where=str(path.parent),
+            fix="free space and run again; finished steps are kept",
+        )
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return ConfigError(
+            f"cannot write: {error.strerror}", where=str(path.parent),
+            fix="choose another folder with --store, or mend its permissions",
+        )
+    return error

@@ -1,0 +1,198 @@
+"""The loop: plain torch, classification, one process.
+
+The order of samples is a pure function of (seed, epoch), so that a run repeats bit for bit on a CPU with
+the same number of threads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwopt.core.canonical import JSON, finite_or_none
+from hwopt.core.dataset import Dataset
+from hwopt.core.stage import Progress
+from hwopt.errors import ConfigError, StageFailedError
+from hwopt.plugins import load_reference, resolve
+from hwopt.training.optimizers import OptimizerSpec
+from hwopt.training.schedules import warm_up
+from hwopt.training.settings import FitSettings, OptimizerSettings
+
+_EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Tensors to train on and to validate on."""
+
+    x: Tensor
+    y: Tensor
+    x_validation: Tensor
+    y_validation: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What happened, one entry an epoch."""
+
+    epochs: list[dict[str, JSON]]
+    best_epoch: int
+    steps: int
+
+
+def split(dataset: Dataset, share: float, seed: int) -> Split:
+    """Set a share of the training split aside for validation; the test split is not touched."""
+    order = np.random.default_rng([seed, 0]).permutation(len(dataset.x_train))
+    held = round(len(order) * share)
+    train, validation = order[held:], order[:held]
+    if len(train) == 0:
+        raise ConfigError("no training sample is left after setting the validation share aside")
+    return Split(
+        x=torch.from_numpy(dataset.x_train[train]),
+        y=torch.from_numpy(dataset.y_train[train]),
+        x_validation=torch.from_numpy(dataset.x_train[validation]),
+        y_validation=torch.from_numpy(dataset.y_train[validation]),
+    )
+
+
+def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """Index tensors of one epoch; a last batch of a single sample is dropped (batch norm needs two)."""
+    order = torch.from_numpy(np.random.default_rng([seed, 1, epoch]).permutation(n))
+    for chunk in torch.split(order, size):
+        if len(chunk) > 1 or n == 1:
+            yield chunk
+
+
+def build_optimizer(
+    settings: OptimizerSettings, groups: Sequence[dict[str, object]]
+) -> torch.optim.Optimizer:
+    """The optimizer that the settings name, over parameter groups."""
+    spec: OptimizerSpec = resolve("optimizer", settings.name)
+    options = {**spec.fixed, **settings.options}
+    if isinstance(options.get("betas"), list):
+        options["betas"] = tuple(options["betas"])
+    optimizer: torch.optim.Optimizer = load_reference(spec.reference)(
+        list(groups), lr=settings.lr or spec.default_lr, **options
+    )
+    return optimizer
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Decay on matrices and convolution kernels; none on biases, norms and quantization scales."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        is_matrix = parameter.dim() > 1 and not name.endswith(".scale")
+        (decayed if is_matrix else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def logits_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Outputs over many samples, in evaluation mode, batch by batch."""
+    was_training = module.training
+    module.train(False)
+    with torch.no_grad():
+        result = torch.cat([module(chunk) for chunk in torch.split(x, _EVALUATION_BATCH)])
+    module.train(was_training)
+    return result
+
+
+def fit(
+    module: nn.Module, data: Split, settings: FitSettings, *, seed: int, progress: Progress, label: str
+) -> History:
+    """Train ``module`` in place; the best weights by validation loss where early stopping is on.
+
+    Raises:
+        StageFailedError: the loss became NaN or infinite.
+    """
+    torch.manual_seed(seed)  # dropout
+    optimizer = build_optimizer(settings.optimizer, parameter_groups(module, settings.optimizer.weight_decay))
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = resolve("schedule", settings.schedule.name)
+    n = len(data.x)
+    per_epoch = sum(1 for _ in batches(n, settings.batch_size, seed, 0))
+    total, done = per_epoch * settings.epochs, 0
+    epochs: list[dict[str, JSON]] = []
+    best_loss, best_epoch = float("inf"), 0
+    best_state: dict[str, Tensor] | None = None
+    for epoch in range(settings.epochs):
+        module.train()
+        loss_sum = 0.0
+        for index in batches(n, settings.batch_size, seed, epoch):
+            factor = max(schedule(done / total), settings.schedule.floor)
+            factor *= warm_up(done, round(settings.schedule.warmup * total))
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            loss = functional.cross_entropy(
+                module(data.x[index]), data.y[index], label_smoothing=settings.label_smoothing
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
+            optimizer.step()
+            value = float(loss.detach())
+            if not np.isfinite(value):
+                raise StageFailedError(
+                    f"{label}: the loss became {value} at step {done} (epoch {epoch + 1})",
+                    fix="lower train.optimizer.lr, or set clip_norm",
+                )
+            loss_sum += value * len(index)
+            done += 1
+        entry: dict[str, JSON] = {"epoch": epoch + 1, "train_loss": finite_or_none(loss_sum / n)}
+        text = f"{label}: epoch {epoch + 1}/{settings.epochs}, loss {loss_sum / n:.4f}"
+        if len(data.x_validation):
+            validation_loss, accuracy = evaluate(module, data.x_validation, data.y_validation)
+            entry |= {"validation_loss": finite_or_none(validation_loss), "validation_accuracy": accuracy}
+            text += f", validation accuracy {accuracy:.2%}"
+            if validation_loss < best_loss:
+                best_loss, best_epoch = validation_loss, epoch
+                if settings.early_stopping is not None:
+                    best_state = copy.deepcopy(module.state_dict())
+        epochs.append(entry)
+        progress(text)
+        if settings.early_stopping is not None and epoch - best_epoch >= settings.early_stopping.patience:
+            progress(f"{label}: stopped early; best epoch was {best_epoch + 1}")
+            break
+    if best_state is not None:
+        module.load_state_dict(best_state)
+    module.train(False)
+    return History(epochs=epochs, best_epoch=best_epoch + 1, steps=done)
+
+
+def evaluate(module: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy."""
+    logits = logits_of(module, x)
+    loss = float(functional.cross_entropy(logits, y))
+    return loss, float((logits.argmax(1) == y).float().mean())
+
+
+def refresh_batch_norm(module: nn.Module, x: Tensor, *, limit: int = 2048) -> None:
+    """Estimate batch-norm statistics anew from the first ``limit`` samples, as a plain average.
+
+    Needed after every change of structure: the old statistics belong to channels in other company.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    was_training = module.training
+    module.train()
+    with torch.no_grad():
+        for chunk in torch.split(x[:limit], 128):
+            if len(chunk) > 1:
+                module(chunk)
+    module.train(was_training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
