@@ -20,7 +20,7 @@ _PUBLIC: Final = {
     "quantize": "hwopt.api:quantize",
 }
 
-__all__ = ["__version__", "benchmark", "quantize"]  # noqa: F822 - resolved by __getattr__
+__all__ = ["__version__", "benchmark", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -110,7 +110,8 @@ def load(path: Path, import_root: Path | None) -> Network:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise ConfigError(
-            f"the weights do not fit the model: {str(error).splitlines()[-1].strip()}", where=str(path),
+            f"the weights do not fit the model: {str(error).splitlines()[-1].strip()}",
+            where=str(path),
             fix="the model's code has changed since the checkpoint was written; train again",
         ) from None
     return Network(module=module, recipe=recipe, table=table)
@@ -140,10 +141,13 @@ def _read(path: Path, *, tensors: bool) -> tuple[Recipe, dict[str, Tensor]]:
         raise UnsafeInputError(f"not a safetensors file: {error}", where=str(path)) from None
     if header is None:
         raise ConfigError(
-            "the file holds weights but no hwopt recipe", where=str(path),
+            "the file holds weights but no hwopt recipe",
+            where=str(path),
             fix="give a checkpoint written by `hwopt train`, `prune` or `quantize`",
         )
     try:
         return Recipe.from_json(json.loads(header)), state
     except (KeyError, TypeError, ValueError) as error:
-        raise UnsafeInputError(f"the recipe in the file's header is broken: {error}", where=str(path)) from None
+        raise UnsafeInputError(
+            f"the recipe in the file's header is broken: {error}", where=str(path)
+        ) from None

@@ -44,8 +44,23 @@ _KINDS: Final = {
 # Merged into a neighbour, or a change of view that costs nothing.
 _FREE: Final = frozenset(
     {
-        "QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Reshape", "Flatten", "Squeeze", "Unsqueeze",
-        "Transpose", "Identity", "Constant", "Shape", "Gather", "Concat", "Cast", "Slice", "BatchNormalization",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Relu",
+        "Clip",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Identity",
+        "Constant",
+        "Shape",
+        "Gather",
+        "Concat",
+        "Cast",
+        "Slice",
+        "BatchNormalization",
     }
 )
 
@@ -167,8 +182,12 @@ class _Reader:
             kernel = tuple(_attribute(node, "kernel_shape", [1, 1]))
             pads = _attribute(node, "pads", [0, 0, 0, 0])
             strides = _attribute(node, "strides", list(kernel))
-            fields = {"kernel": kernel, "stride": (strides[0], strides[-1]), "padding": (pads[0], pads[1]),
-                      "groups": in_shape[0]}
+            fields = {
+                "kernel": kernel,
+                "stride": (strides[0], strides[-1]),
+                "padding": (pads[0], pads[1]),
+                "groups": in_shape[0],
+            }
         weighted = "weights" in fields
         return Layer(
             name=node.name or node.output[0],
@@ -190,7 +209,7 @@ class _Reader:
         """The layer that a tensor comes from, through free operators; the empty string is the input."""
         while (node := self.maker.get(name)) is not None:
             if self.kind(node) is not None:
-                return node.name or node.output[0]
+                return str(node.name or node.output[0])
             name = node.input[0]
         return ""
 

@@ -119,7 +119,9 @@ def user_modules(root: Path | None) -> Iterator[None]:
         sys.path.remove(str(root))
 
 
-def call_factory(reference: str, root: Path | None, offered: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def call_factory(
+    reference: str, root: Path | None, offered: Mapping[str, Any], options: Mapping[str, Any]
+) -> Any:
     """Call the user's ``module:function`` with its options and with what it asks for of ``offered``.
 
     Raises:

@@ -51,7 +51,11 @@ def _problems(
         is_key = False
         if kind == "extra_forbidden":
             known = _fields_at(model, tuple(item["loc"][:-1]))
-            text, fix, is_key = f"unknown key {item['loc'][-1]!r}", did_you_mean(str(item["loc"][-1]), known), True
+            text, fix, is_key = (
+                f"unknown key {item['loc'][-1]!r}",
+                did_you_mean(str(item["loc"][-1]), known),
+                True,
+            )
         elif kind == "missing":
             text, fix = f"the key {name!r} is missing", f"add `{item['loc'][-1]}: …`"
         elif "fix" in context:

@@ -110,9 +110,7 @@ class _Reader:
         self.base = document.path.resolve().parent
 
     def complain(self, problem: str, at: KeyPath, fix: str | None = None, *, key: bool = False) -> None:
-        self.problems.append(
-            Problem(problem=problem, where=self.document.where(at, key=key), fix=fix)
-        )
+        self.problems.append(Problem(problem=problem, where=self.document.where(at, key=key), fix=fix))
 
     def absorb(self, error: HwoptError, at: KeyPath) -> None:
         """An error raised below, placed here unless it knows a better place."""
@@ -129,8 +127,10 @@ class _Reader:
         name, factory = options.pop("name", None), options.pop("factory", None)
         if (name is None) == (factory is None):
             self.complain(
-                f"{kind} needs exactly one of `name` and `factory`", (kind,),
-                f"names: {', '.join(sorted(table(kind)))}; or factory: \"module:function\"", key=True,
+                f"{kind} needs exactly one of `name` and `factory`",
+                (kind,),
+                f'names: {", ".join(sorted(table(kind)))}; or factory: "module:function"',
+                key=True,
             )
             return None
         if factory is not None:
@@ -163,7 +163,8 @@ class _Reader:
             if path.exists():
                 return str(path)
         self.complain(
-            f"no such file or folder: {given}", at,
+            f"no such file or folder: {given}",
+            at,
             "looked at " + " and ".join(dict.fromkeys(map(str, tried))),
         )
         return str(tried[0])
@@ -179,8 +180,10 @@ class _Reader:
     def candidates(self, value: JSON) -> tuple[Candidate, ...]:
         if not isinstance(value, dict) or not value:
             self.complain(
-                "candidates must name at least one version", ("candidates",),
-                "write candidates: {fp32: [], int8-ptq: [{quantize: {method: ptq}}]}", key=True,
+                "candidates must name at least one version",
+                ("candidates",),
+                "write candidates: {fp32: [], int8-ptq: [{quantize: {method: ptq}}]}",
+                key=True,
             )
             return ()
         result: list[Candidate] = []
@@ -189,7 +192,9 @@ class _Reader:
             at: KeyPath = ("candidates", name)
             if not _NAME.fullmatch(name):
                 self.complain(
-                    f"{name!r} cannot be a candidate's name", at, "use letters, digits, dot, dash, underscore",
+                    f"{name!r} cannot be a candidate's name",
+                    at,
+                    "use letters, digits, dot, dash, underscore",
                     key=True,
                 )
             links = self.chain(chain, at)
@@ -202,8 +207,11 @@ class _Reader:
 
     def chain(self, value: JSON, at: KeyPath) -> tuple[Link, ...]:
         if not isinstance(value, list):
-            self.complain(f"{'.'.join(map(str, at))} is {value!r}, expected a list of steps", at,
-                          "write [] for the float model, or [{quantize: {method: ptq}}]")
+            self.complain(
+                f"{'.'.join(map(str, at))} is {value!r}, expected a list of steps",
+                at,
+                "write [] for the float model, or [{quantize: {method: ptq}}]",
+            )
             return ()
         links: list[Link] = []
         for index, item in enumerate(value):
@@ -218,7 +226,11 @@ class _Reader:
                 continue
             spec: StageSpec = resolve("stage", stage)
             config = validate(
-                spec.config, {} if settings is None else settings, self.document, (*here, stage), self.problems
+                spec.config,
+                {} if settings is None else settings,
+                self.document,
+                (*here, stage),
+                self.problems,
             )
             if config is not None:
                 links.append(
@@ -247,15 +259,15 @@ class _Reader:
                 self.absorb(error, at)
                 continue
             result.append(
-                Target(
-                    name=device.name if device else name, hardware=device, where=self.document.where(at)
-                )
+                Target(name=device.name if device else name, hardware=device, where=self.document.where(at))
             )
         return tuple(result)
 
     def requirements(self, value: JSON, targets: tuple[Target, ...]) -> tuple[Requirement, ...]:
         if not isinstance(value, list):
-            self.complain("requirements is a list", ("requirements",), "write - {metric: …, max: …}", key=True)
+            self.complain(
+                "requirements is a list", ("requirements",), "write - {metric: …, max: …}", key=True
+            )
             return ()
         result: list[Requirement] = []
         names = [target.name for target in targets]
@@ -267,7 +279,8 @@ class _Reader:
             if requirement.target is not None and requirement.target not in names:
                 self.complain(
                     f"the requirement names {requirement.target!r}, which is no target of this profile",
-                    (*at, "target"), did_you_mean(requirement.target, names),
+                    (*at, "target"),
+                    did_you_mean(requirement.target, names),
                 )
             result.append(requirement)
         return tuple(result)

@@ -66,7 +66,8 @@ class Runtime(Protocol):
 class LoadFunction(Protocol):
     """The function that ``BackendSpec.load`` names."""
 
-    def __call__(self, model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> Runtime: ...
+    def __call__(self, model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> Runtime:
+        """Load a model; StageFailedError with the runtime\'s own reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,8 @@ class Availability:
 class ProbeFunction(Protocol):
     """The function that ``BackendSpec.probe`` names; imports nothing heavy."""
 
-    def __call__(self) -> Availability: ...
+    def __call__(self) -> Availability:
+        """Look, and import nothing heavy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ runtime and the cost model all follow from it, so that no stage asks which devic
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
@@ -131,8 +132,10 @@ class Compute(Settings):
 
     units: PositiveInt  # cores, streaming multiprocessors, or DPU cores
     clock_ghz: PositiveFloat
-    ops_per_cycle: dict[str, PositiveFloat] = {}  # per unit, by data type
-    peak_tops: dict[str, PositiveFloat] = {}  # whole device, dense, by data type, 1e12 operations a second
+    ops_per_cycle: Mapping[str, PositiveFloat] = Field(default_factory=dict)  # per unit, by data type
+    peak_tops: Mapping[str, PositiveFloat] = Field(
+        default_factory=dict
+    )  # whole device, dense, by data type, 1e12 operations a second
 
 
 class Memory(Settings):
@@ -140,7 +143,7 @@ class Memory(Settings):
 
     bandwidth_gbs: PositiveFloat | None = None  # 1e9 bytes a second; null where no source confirms it
     capacity_gb: PositiveFloat | None = None
-    caches_kib: dict[str, PositiveInt] = {}
+    caches_kib: Mapping[str, PositiveInt] = Field(default_factory=dict)
 
 
 class Pruning(Settings):

@@ -23,8 +23,12 @@ class Host:
     def to_json(self) -> dict[str, JSON]:
         """Plain JSON; the fingerprint of measured steps."""
         return {
-            "arch": self.arch, "isa": sorted(self.isa), "cpu": self.cpu, "cores": self.cores,
-            "system": self.system, "caches_kib": dict(self.caches_kib),
+            "arch": self.arch,
+            "isa": list[JSON](sorted(self.isa)),
+            "cpu": self.cpu,
+            "cores": self.cores,
+            "system": self.system,
+            "caches_kib": dict(self.caches_kib),
         }
 
 

@@ -41,6 +41,7 @@ class Row:
     steps: tuple[str, ...] = ()  # keys, in order; empty where the row is not available
     unavailable: str | None = None  # the reason
     fix: str | None = None
+    applicable: bool = True  # False: the device is served, but not with a version of this kind
     notes: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -37,7 +37,13 @@ class Requirement(Settings):
         return self
 
     def __str__(self) -> str:
-        bound = "" if self.metric == "fits" else f" ≥ {self.min:g}" if self.min is not None else f" ≤ {self.max:g}"
+        bound = (
+            ""
+            if self.metric == "fits"
+            else f" ≥ {self.min:g}"
+            if self.min is not None
+            else f" ≤ {self.max:g}"
+        )
         return f"{self.metric}{bound}" + (f" on {self.target}" if self.target else "")
 
 

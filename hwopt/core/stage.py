@@ -17,7 +17,8 @@ from hwopt.core.settings import Settings
 class Progress(Protocol):
     """Where a stage says how far it is; one short line, shown on stderr."""
 
-    def __call__(self, text: str, /) -> None: ...
+    def __call__(self, text: str, /) -> None:
+        """Show one line."""
 
 
 def no_facet(hardware: HardwareProfile) -> dict[str, JSON]:
@@ -80,6 +81,5 @@ class StageResult:
 class StageFunction(Protocol):
     """The function that ``StageSpec.run`` names."""
 
-    def __call__(
-        self, ctx: StageContext, inputs: Mapping[str, Artifact], config: Any, /
-    ) -> StageResult: ...
+    def __call__(self, ctx: StageContext, inputs: Mapping[str, Artifact], config: Any, /) -> StageResult:
+        """Read inputs, write under ``ctx.workdir``, return paths and facts."""

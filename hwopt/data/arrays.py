@@ -46,9 +46,7 @@ def labels(y: npt.NDArray[Any], name: str) -> npt.NDArray[np.int64]:
     return y.astype(np.int64)
 
 
-def checked(
-    name: str, arrays: dict[str, npt.NDArray[Any]], classes: int | None = None
-) -> Dataset:
+def checked(name: str, arrays: dict[str, npt.NDArray[Any]], classes: int | None = None) -> Dataset:
     """A data set that training and evaluation can trust; ConfigError says what is wrong and where."""
     missing = [key for key in KEYS if key not in arrays]
     if missing:
@@ -85,9 +83,7 @@ def checked(
                 f"the label {int(y[index])} of sample {index} in {key} is out of range 0 … {count - 1}",
                 fix="number the classes from 0, every class present in y_train; or set `classes` under data",
             )
-    return Dataset(
-        name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, classes=count
-    )
+    return Dataset(name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, classes=count)
 
 
 def _classes(y_train: npt.NDArray[np.int64], classes: int | None) -> int:

@@ -39,6 +39,4 @@ def load(options: DigitsOptions) -> Dataset:
     )
 
 
-SOURCE: Final = DataSource(
-    settings=DigitsOptions, load="hwopt.data.digits:load", libraries=("scikit-learn",)
-)
+SOURCE: Final = DataSource(settings=DigitsOptions, load="hwopt.data.digits:load", libraries=("scikit-learn",))

@@ -54,7 +54,10 @@ def fingerprint(choice: Choice, dataset: Callable[[], Dataset]) -> str:
     source: DataSource = resolve("data", choice.name)
     options = _options(source, choice)
     # Options that say where the files lie are left out: moved data is the same data.
-    facts = {"name": choice.name, "options": {k: v for k, v in choice.options.items() if k not in source.paths}}
+    facts = {
+        "name": choice.name,
+        "options": {k: v for k, v in choice.options.items() if k not in source.paths},
+    }
     facts["files"] = [digest_of_file(path) for path in source.files(options)]
     facts["libraries"] = {name: importlib.metadata.version(name) for name in source.libraries}
     return digest_of(facts)

@@ -46,7 +46,8 @@ def load(options: NpzOptions) -> Dataset:
     except ValueError as error:
         if "pickle" in str(error):
             raise UnsafeInputError(
-                "the archive holds pickled objects, which can run code", where=str(path),
+                "the archive holds pickled objects, which can run code",
+                where=str(path),
                 fix="store plain numeric arrays: np.savez(path, x_train=…, …)",
             ) from None
         raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None

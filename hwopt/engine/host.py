@@ -15,15 +15,35 @@ _CPUINFO: Final = Path("/proc/cpuinfo")
 _CACHES: Final = Path("/sys/devices/system/cpu/cpu0/cache")
 # As Linux names a feature -> as hardware profiles do.
 _FEATURES: Final = {
-    "asimd": "neon", "asimddp": "dotprod", "fphp": "fp16", "i8mm": "i8mm", "sve": "sve",
-    **{name: name for name in (
-        "sse4_1", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
-        "avx_vnni_int8", "amx_int8", "amx_bf16",
-    )},
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "fphp": "fp16",
+    "i8mm": "i8mm",
+    "sve": "sve",
+    **{
+        name: name
+        for name in (
+            "sse4_1",
+            "avx",
+            "avx2",
+            "fma",
+            "avx512f",
+            "avx512bw",
+            "avx512_vnni",
+            "avx512_bf16",
+            "avx_vnni",
+            "avx_vnni_int8",
+            "amx_int8",
+            "amx_bf16",
+        )
+    },
 }
 _MAC_FEATURES: Final = {
-    "hw.optional.arm.FEAT_DotProd": "dotprod", "hw.optional.arm.FEAT_I8MM": "i8mm",
-    "hw.optional.avx2_0": "avx2", "hw.optional.fma": "fma", "hw.optional.avx512vnni": "avx512_vnni",
+    "hw.optional.arm.FEAT_DotProd": "dotprod",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.avx2_0": "avx2",
+    "hw.optional.fma": "fma",
+    "hw.optional.avx512vnni": "avx512_vnni",
 }
 
 

@@ -56,14 +56,17 @@ def judge(requirement: Requirement, result: Result) -> Judged:
     said = f"{requirement.metric} lies in [{low:.4g}, {high:.4g}]"
     if good and result["tier"] == Tier.PREDICTED.value:
         return Judged(
-            requirement=name, verdict=Verdict.INCONCLUSIVE, reason=f"{said}, but a prediction cannot pass alone"
+            requirement=name,
+            verdict=Verdict.INCONCLUSIVE,
+            reason=f"{said}, but a prediction cannot pass alone",
         )
     if good:
         return Judged(requirement=name, verdict=Verdict.PASS, reason=said)
     if bad:
         return Judged(requirement=name, verdict=Verdict.FAIL, reason=said)
     return Judged(
-        requirement=name, verdict=Verdict.INCONCLUSIVE,
+        requirement=name,
+        verdict=Verdict.INCONCLUSIVE,
         reason=f"{said}, across the bound {bound:g}; {_settles(requirement.metric)} would settle it",
     )
 
@@ -77,10 +80,13 @@ def _settles(metric: str) -> str:
 def _fits(name: str, result: Result) -> Judged:
     fits = result["details"].get("fits")
     if fits is None:
-        return Judged(requirement=name, verdict=Verdict.FAIL, reason="the device has no resources to fit into")
+        return Judged(
+            requirement=name, verdict=Verdict.FAIL, reason="the device has no resources to fit into"
+        )
     short = "; ".join(result["details"].get("fpga", {}).get("short", []))
     return Judged(
-        requirement=name, verdict=Verdict.PASS if fits else Verdict.FAIL,
+        requirement=name,
+        verdict=Verdict.PASS if fits else Verdict.FAIL,
         reason="the upper end of the band fits" if fits else f"does not fit: {short}",
     )
 
@@ -104,6 +110,8 @@ def interval_of(metric: str, result: Result) -> tuple[float, float] | None:
 
 def judge_row(requirements: Sequence[Requirement], result: Result) -> tuple[Verdict | None, list[Judged]]:
     """All requirements that concern a row; no verdict where none does or the target is not here."""
+    if not result["details"].get("applicable", True):
+        return None, []
     mine = [r for r in requirements if r.target in {None, result["target"]}]
     if result["status"] == "unavailable" and all(r.target is None for r in mine):
         return None, []  # nothing was promised for this target by name; it is listed as not checked
@@ -122,8 +130,10 @@ def choose(rows: Sequence[Result]) -> Result | None:
     fastest = min(passing, key=lambda row: (row["latency_ms"] or {}).get("p50") or float("inf"))
     bound = (fastest["latency_ms"] or {}).get("high")
     level = [
-        row for row in passing
-        if row is fastest or (bound is not None and ((row["latency_ms"] or {}).get("low") or float("inf")) <= bound)
+        row
+        for row in passing
+        if row is fastest
+        or (bound is not None and ((row["latency_ms"] or {}).get("low") or float("inf")) <= bound)
     ]
     return min(level, key=lambda row: (row["file_bytes"], row["accuracy_drop"]))
 
@@ -134,12 +144,15 @@ def run_verdict(requirements: Sequence[Requirement], results: Sequence[Result]) 
     Without requirements there is nothing to fail but the steps themselves.
     """
     verdicts = []
+    named = {requirement.target for requirement in requirements}
     for target in dict.fromkeys(row["target"] for row in results):
         mine = [Verdict(row["verdict"]) for row in results if row["target"] == target and row["verdict"]]
         for best in (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL):
             if best in mine:
                 verdicts.append(best)
                 break
+        if not mine and target in named:
+            verdicts.append(Verdict.FAIL)  # something was asked of this target, and no version could show it
     if not verdicts:
         anything = any(row["status"] == "ok" for row in results)
         return Verdict.PASS if anything and not requirements else Verdict.INCONCLUSIVE

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +37,14 @@ from hwopt.store.store import Finished, Store, new_run_id
 
 SCHEMA_VERSION: Final = 1
 _RECORDED_LIBRARIES: Final = ("hwopt", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "torch-pruning")
+
+
+class Fresh(Enum):
+    """Which finished steps are done again."""
+
+    NOTHING = "nothing"
+    MEASUREMENTS = "measurements"
+    EVERYTHING = "everything"
 
 
 @cache
@@ -112,7 +121,8 @@ def code_digest(profile: PipelineProfile, root: Path) -> str:
             spec = None
     if spec is None or spec.origin is None:
         raise ConfigError(
-            f"cannot import {name!r}", where=profile.model_where,
+            f"cannot import {name!r}",
+            where=profile.model_where,
             fix=f"the module is looked for in {root} and among the installed packages",
         )
     return digest_of_file(Path(spec.origin))
@@ -130,7 +140,7 @@ class _Run:
     prepared: Prepared
     store: Store
     progress: Progress
-    fresh: bool
+    fresh: Fresh
     done: dict[str, Finished]
     failures: dict[str, str]
     steps: list[dict[str, JSON]]
@@ -142,7 +152,7 @@ class _Run:
         for index, step in enumerate(plan.steps, 1):
             entry: dict[str, JSON] = {"key": step.key, "stage": step.stage, "label": step.label}
             broken = [s.step for s in step.inputs.values() if s.step in self.failures]
-            cached = None if self.fresh else self.store.finished(step.key)
+            cached = None if self.again(step) else self.store.finished(step.key)
             if broken:
                 self.failures[step.key] = self.failures[broken[0]]
                 entry |= {"status": "skipped", "reason": self.failures[step.key], "seconds": 0.0}
@@ -154,6 +164,11 @@ class _Run:
                 started = time.monotonic()
                 entry |= self.attempt(step, started)
             self.steps.append(entry)
+
+    def again(self, step: Step) -> bool:
+        """Whether the user asked for this step to be done again."""
+        measured = resolve("stage", step.stage).measured
+        return self.fresh is Fresh.EVERYTHING or (self.fresh is Fresh.MEASUREMENTS and measured)
 
     def attempt(self, step: Step, started: float) -> dict[str, JSON]:
         try:
@@ -171,9 +186,7 @@ class _Run:
     def run_step(self, step: Step, started: float) -> Finished:
         spec: StageSpec = resolve("stage", step.stage)
         function: StageFunction = load_reference(spec.run)
-        inputs = {
-            port: self.done[source.step].artifacts[source.port] for port, source in step.inputs.items()
-        }
+        inputs = {port: self.done[source.step].artifacts[source.port] for port, source in step.inputs.items()}
         with self.store.workdir() as workdir:
             context = StageContext(
                 workdir=workdir,
@@ -197,7 +210,7 @@ class _Run:
 def call_stage(
     function: StageFunction, context: StageContext, inputs: Mapping[str, Artifact], step: Step
 ) -> StageResult:
-    """Run a stage with the thread count of the profile; anything unforeseen is a failed step with its name."""
+    """Run a stage with the thread count of the profile; the unforeseen is a failed step."""
     load_reference("torch:set_num_threads")(context.threads)
     try:
         return function(context, inputs, step.config)
@@ -209,8 +222,13 @@ def call_stage(
 
 
 def run(
-    profile: PipelineProfile, store: Store, progress: Progress, *, fresh: bool = False, lock_timeout: float = 0.0
-) -> tuple[str, dict[str, JSON]]:
+    profile: PipelineProfile,
+    store: Store,
+    progress: Progress,
+    *,
+    fresh: Fresh = Fresh.NOTHING,
+    lock_timeout: float = 0.0,
+) -> tuple[str, dict[str, Any]]:
     """Execute a profile; the run's id and its record, which is also saved."""
     started = datetime.now(UTC)
     with store.locked(lock_timeout):
@@ -225,7 +243,7 @@ def run(
     return run_id, record
 
 
-def make_record(run_id: str, started: datetime, prepared: Prepared, state: _Run) -> dict[str, JSON]:
+def make_record(run_id: str, started: datetime, prepared: Prepared, state: _Run) -> dict[str, Any]:
     """The document that ``--json`` prints and that reports are rendered from."""
     profile, plan = prepared.profile, prepared.plan
     targets = {t.name: t.hardware or prepared.host_profile for t in profile.targets}
@@ -284,7 +302,7 @@ def _not_checked(results: list[dict[str, Any]]) -> list[JSON]:
     return found
 
 
-def environment() -> dict[str, JSON]:
+def environment() -> dict[str, Any]:
     """Versions and machine, without names of users, hosts or paths."""
     versions: dict[str, JSON] = {}
     for name in _RECORDED_LIBRARIES:

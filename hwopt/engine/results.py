@@ -12,7 +12,14 @@ from hwopt.core.plan import Row
 
 # The stable core of a row, in order; everything else goes to `details`.
 CORE: Final = (
-    "accuracy", "accuracy_drop", "agreement", "latency_ms", "speedup", "file_bytes", "parameters", "macs",
+    "accuracy",
+    "accuracy_drop",
+    "agreement",
+    "latency_ms",
+    "speedup",
+    "file_bytes",
+    "parameters",
+    "macs",
     "integer_share",
 )
 _TIER_ORDER: Final = [Tier.MEASURED, Tier.COMPILED, Tier.ESTIMATED, Tier.PREDICTED]
@@ -49,14 +56,16 @@ def assemble(
         missing = {name: str(result["reason"]) for name in CORE if result[name] is None}
     details: dict[str, JSON] = dict(merged)
     details["missing"] = dict[str, JSON](missing)
+    details["applicable"] = row.applicable
     if row.fix:
         details["fix"] = row.fix
     if hardware is not None:
         scheme = hardware.quantization
+        weights, activations = scheme.weights, scheme.activations
         details["scheme"] = {
             "device": hardware.title,
-            "weights": f"{scheme.weights.dtype} {list(scheme.weights.codes)} per {scheme.weights.granularity}",
-            "activations": f"{scheme.activations.dtype} per {scheme.activations.granularity}",
+            "weights": f"{weights.dtype} {list(weights.codes)} per {weights.granularity}",
+            "activations": f"{activations.dtype} per {activations.granularity}",
             "why": scheme.why,
         }
     result["details"] = details

@@ -78,8 +78,14 @@ def _adopt_sizes(module: nn.Module) -> None:
         if module.groups > 1 and module.weight.shape[1] == 1:  # depthwise: a group a channel
             module.groups = module.in_channels = module.out_channels = module.weight.shape[0]
         elif module.transposed:
-            module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+            module.in_channels, module.out_channels = (
+                module.weight.shape[0],
+                module.weight.shape[1] * module.groups,
+            )
         else:
-            module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+            module.out_channels, module.in_channels = (
+                module.weight.shape[0],
+                module.weight.shape[1] * module.groups,
+            )
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
         module.num_features = len(module.running_mean)

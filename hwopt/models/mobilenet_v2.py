@@ -28,7 +28,11 @@ class InvertedResidual(nn.Module):
         layers: list[nn.Module] = []
         if expansion != 1:
             layers += [*_conv(cin, hidden, 1), nn.ReLU6()]
-        layers += [*_conv(hidden, hidden, 3, stride=stride, groups=hidden), nn.ReLU6(), *_conv(hidden, cout, 1)]
+        layers += [
+            *_conv(hidden, hidden, 3, stride=stride, groups=hidden),
+            nn.ReLU6(),
+            *_conv(hidden, cout, 1),
+        ]
         self.body = nn.Sequential(*layers)
         self.residual = stride == 1 and cin == cout
 

@@ -119,9 +119,7 @@ def window_resources(width: int, channels: int, kernel: int, a: int, q: int) -> 
     return Resources(300, 0, bram18_blocks(depth, bits))
 
 
-def stream_times(
-    arrival: Float, needed: npt.NDArray[np.int64], interval: float
-) -> Float:
+def stream_times(arrival: Float, needed: npt.NDArray[np.int64], interval: float) -> Float:
     """When each output pixel leaves a pipelined layer, in cycles.
 
     ``out_k = max(out_{k-1}, arrival[needed_k]) + interval``: a layer starts a pixel when the last input pixel
@@ -143,7 +141,10 @@ def stream_times(
 
 
 def last_needed(
-    in_size: tuple[int, int], out_size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
+    in_size: tuple[int, int],
+    out_size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> npt.NDArray[np.int64]:
     """For each output pixel in raster order, the raster index of the last input pixel of its window."""

@@ -76,10 +76,7 @@ def paired_drop_interval(
     l2, u2 = wilson_interval(a + c, n, confidence)
     product = float(a + b) * (c + d) * (a + c) * (b + d)
     cross = a * d - b * c
-    if cross > n / 2:
-        cross_corrected = cross - n / 2
-    else:
-        cross_corrected = min(cross, 0)
+    cross_corrected = cross - n / 2 if cross > n / 2 else min(cross, 0)
     phi = cross_corrected / sqrt(product) if product > 0 else 0.0
     down = sqrt(max(0.0, (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2))
     up = sqrt(max(0.0, (u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2))

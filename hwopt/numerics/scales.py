@@ -56,7 +56,8 @@ def power_of_two(scale: Float) -> Float:
 def quantize(x: Float, scale: Float | float, zero_point: int, codes: Codes) -> npt.NDArray[np.int64]:
     """Integer codes of ``x``; ``scale`` broadcasts against it."""
     low, high = codes
-    return np.clip(np.rint(x / scale) + zero_point, low, high).astype(np.int64)
+    codes_of_x: npt.NDArray[np.int64] = np.clip(np.rint(x / scale) + zero_point, low, high).astype(np.int64)
+    return codes_of_x
 
 
 def fake_quantize(x: Float, scale: Float | float, zero_point: int, codes: Codes) -> Float:
@@ -145,7 +146,8 @@ class Histogram:
     def centers(self) -> Float:
         """Middle of each bin, clipped to the values that were seen."""
         width = 2 * self.reach / self.bins
-        return np.clip((np.arange(self.bins) + 0.5) * width - self.reach, self.low, self.high)
+        centers: Float = np.clip((np.arange(self.bins) + 0.5) * width - self.reach, self.low, self.high)
+        return centers
 
 
 def minmax_range(histogram: Histogram) -> tuple[float, float]:

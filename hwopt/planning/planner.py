@@ -65,9 +65,7 @@ class _Builder:
         self.rows: list[Row] = []
         floats = [c for c in profile.candidates if not c.chain]
         self.baseline = floats[0] if floats else Candidate(name=IMPLICIT_BASELINE, chain=(), where=None)
-        self.candidates = (
-            profile.candidates if floats else (self.baseline, *profile.candidates)
-        )
+        self.candidates = profile.candidates if floats else (self.baseline, *profile.candidates)
         self.targets = {target.name: self.available(target) for target in profile.targets}
 
     # --- checks -----------------------------------------------------------------------------------------
@@ -78,7 +76,8 @@ class _Builder:
         runtime = getattr(self.profile.benchmark, "runtime", None)
         if runtime is not None and runtime not in table("backend"):
             problem = Problem(
-                problem=f"unknown runtime {runtime!r}", where=self.profile.where("benchmark"),
+                problem=f"unknown runtime {runtime!r}",
+                where=self.profile.where("benchmark"),
                 fix=did_you_mean(runtime, table("backend")),
             )
             found[(problem.problem, problem.where)] = problem
@@ -114,7 +113,9 @@ class _Builder:
         host = self.world.host
         if hardware.kind is DeviceKind.CPU and not can_run(host, hardware):
             lacking = sorted(set(hardware.isa) - host.isa)
-            why = f"it is {host.arch}" if hardware.arch not in {None, host.arch} else f"no {', '.join(lacking)}"
+            why = (
+                f"it is {host.arch}" if hardware.arch not in {None, host.arch} else f"no {', '.join(lacking)}"
+            )
             result.unavailable = f"this machine is not a {hardware.name}: {why}"
             result.fix = "run the pipeline on such a device"
             return result
@@ -130,7 +131,7 @@ class _Builder:
             result.unavailable = f"{hardware.name} has no runtime {asked}"
             result.fix = f"its runtimes are {', '.join(hardware.runtimes)}"
             return result
-        reasons = []
+        reasons: list[tuple[str, str | None]] = []
         for name in names:
             if name not in table("backend"):
                 reasons.append((f"{name}: this hwopt has no backend of that name", None))
@@ -148,8 +149,8 @@ class _Builder:
 
     def build(self) -> Plan:
         """All rows; targets that are not available cost no step."""
-        for candidate in self.candidates:
-            for target in self.profile.targets:
+        for target in self.profile.targets:
+            for candidate in self.candidates:
                 self.rows.append(self.row(candidate, target))
         return Plan(steps=tuple(self.steps.values()), rows=tuple(self.rows))
 
@@ -157,8 +158,11 @@ class _Builder:
         here = self.targets[target.name]
         hardware = here.hardware
         row = Row(
-            candidate=candidate.name, target=target.name, is_float=candidate is self.baseline,
-            hardware=hardware.name if hardware else "unknown", notes=here.notes,
+            candidate=candidate.name,
+            target=target.name,
+            is_float=candidate is self.baseline,
+            hardware=hardware.name if hardware else "unknown",
+            notes=here.notes,
         )
         if here.unavailable is not None or hardware is None:
             return replace(row, unavailable=here.unavailable, fix=here.fix)
@@ -168,22 +172,32 @@ class _Builder:
         )
         if hardware.kind is DeviceKind.FPGA and not quantized:
             return replace(
-                row, unavailable=f"{hardware.name} computes with integers; a float model has no design there",
+                row,
+                unavailable=f"{hardware.name} computes with integers; a float model has no design there",
                 fix="add a quantize step to the candidate",
+                applicable=False,
             )
         steps: list[Step] = []
         float_export = self.export(self.trained(), "float", hardware=None)
         checkpoint = self.trained()
         for link in candidate.chain:
             checkpoint = self.add(
-                link.stage, f"{link.stage} for {candidate.name}", link.config, hardware,
-                {"checkpoint": checkpoint}, link.where,
+                link.stage,
+                f"{link.stage} for {candidate.name}",
+                link.config,
+                hardware,
+                {"checkpoint": checkpoint},
+                link.where,
             )
             steps.append(self.steps[checkpoint.step])
-        model = float_export if candidate is self.baseline else self.export(checkpoint, candidate.name, hardware)
+        model = (
+            float_export if candidate is self.baseline else self.export(checkpoint, candidate.name, hardware)
+        )
         steps.append(self.steps[model.step])
-        twins = {"twin": Source(step=model.step, port="twin"),
-                 "float_twin": Source(step=float_export.step, port="twin")}
+        twins = {
+            "twin": Source(step=model.step, port="twin"),
+            "float_twin": Source(step=float_export.step, port="twin"),
+        }
         emulated = hardware.kind is DeviceKind.FPGA
         evaluate: StageSpec = resolve("stage", "evaluate")
         config = evaluate.config.model_validate(
@@ -193,16 +207,24 @@ class _Builder:
             }
         )
         place = f"{candidate.name} on {target.name}"
-        done = self.add("evaluate", f"evaluate {place}", config, hardware, {"model": model, **twins}, target.where)
+        done = self.add(
+            "evaluate", f"evaluate {place}", config, hardware, {"model": model, **twins}, target.where
+        )
         steps.append(self.steps[done.step])
         if emulated:
-            done = self.add("estimate", f"estimate {place}", NoOptions(), hardware, {"model": model}, target.where)
+            done = self.add(
+                "estimate", f"estimate {place}", NoOptions(), hardware, {"model": model}, target.where
+            )
             steps.append(self.steps[done.step])
         elif here.latency:
             benchmark = self.profile.benchmark.model_copy(update={"runtime": here.runtime})
             done = self.add(
-                "benchmark", f"benchmark {place}", benchmark, hardware,
-                {"model": model, "baseline": float_export}, target.where,
+                "benchmark",
+                f"benchmark {place}",
+                benchmark,
+                hardware,
+                {"model": model, "baseline": float_export},
+                target.where,
             )
             steps.append(self.steps[done.step])
         return replace(row, steps=tuple(dict.fromkeys(step.key for step in steps)))
@@ -217,20 +239,35 @@ class _Builder:
         return self.add("export", f"export {name}", NoOptions(), hardware, {"checkpoint": checkpoint}, None)
 
     def add(
-        self, stage: str, label: str, config: Settings, hardware: HardwareProfile | None,
-        inputs: Mapping[str, Source], where: str | None,
+        self,
+        stage: str,
+        label: str,
+        config: Settings,
+        hardware: HardwareProfile | None,
+        inputs: Mapping[str, Source],
+        where: str | None,
     ) -> Source:
         """A step, or the equal one that is already there; the source of its first output."""
         spec: StageSpec = resolve("stage", stage)
         key = self.key(spec, config, hardware, inputs)
         if key not in self.steps:
             self.steps[key] = Step(
-                key=key, stage=stage, label=label, config=config, hardware=hardware, inputs=inputs, where=where
+                key=key,
+                stage=stage,
+                label=label,
+                config=config,
+                hardware=hardware,
+                inputs=inputs,
+                where=where,
             )
         return Source(step=key, port=next(iter(spec.produces)))
 
     def key(
-        self, spec: StageSpec, config: Settings, hardware: HardwareProfile | None, inputs: Mapping[str, Source]
+        self,
+        spec: StageSpec,
+        config: Settings,
+        hardware: HardwareProfile | None,
+        inputs: Mapping[str, Source],
     ) -> str:
         """Digest of all that the step's result depends on."""
         facts: dict[str, JSON] = {

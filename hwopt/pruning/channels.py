@@ -119,7 +119,7 @@ def _importance(group: Any, width: int) -> Tensor:
     Li et al., ICLR 2017 (filter norms), summed over coupled layers as in DepGraph, section 3.3.
     """
     total = torch.zeros(width)
-    for layer, channel_of in _weights(group):
+    for channel_of in _weights(group):
         norm = channel_of.reshape(len(channel_of), -1).norm(dim=1)
         if len(norm) != width and len(norm) % width == 0:
             norm = norm.reshape(width, -1).norm(dim=1)  # flattened spatial positions of one channel
@@ -128,11 +128,11 @@ def _importance(group: Any, width: int) -> Tensor:
     return total
 
 
-def _weights(group: Any) -> Iterator[tuple[nn.Module, Tensor]]:
+def _weights(group: Any) -> Iterator[Tensor]:
     for item in group:
         layer, handler = item.dep.target.module, item.dep.handler.__name__
         weight = getattr(layer, "weight", None)
         if weight is None:
             continue
         is_input = "in_channels" in handler and weight.dim() > 1 and weight.shape[1] > 1
-        yield layer, (weight.detach().transpose(0, 1) if is_input else weight.detach())
+        yield weight.detach().transpose(0, 1) if is_input else weight.detach()

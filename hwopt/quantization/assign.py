@@ -14,7 +14,7 @@ from torch import fx
 
 from hwopt.core.canonical import JSON
 from hwopt.core.hardware import QuantizationScheme, TensorScheme
-from hwopt.quantization.graph import CONVOLUTIONS, constant
+from hwopt.quantization.graph import CONVOLUTIONS, argument, constant
 
 _aten = torch.ops.aten
 
@@ -80,7 +80,9 @@ class Decision:
             "operator": self.operator,
             "dtype": None if self.scheme is None else self.scheme.dtype,
             "codes": None if self.scheme is None else list(self.scheme.codes),
-            "granularity": None if self.scheme is None else ("channel" if self.axis is not None else "tensor"),
+            "granularity": None
+            if self.scheme is None
+            else ("channel" if self.axis is not None else "tensor"),
             "shares": self.shares,
             "rule": self.rule,
         }
@@ -113,7 +115,7 @@ def _onnx_type(node: fx.Node) -> str | None:
     kind = WEIGHTED.get(node.target) or OTHER.get(node.target)
     if kind in {"Add", "Mul"} and not all(isinstance(a, fx.Node) for a in node.args[:2]):
         return None  # an operand is a number: no second tensor to quantize
-    if kind == "GlobalAveragePool" and list(node.args[1]) != [1, 1]:  # type: ignore[arg-type]
+    if kind == "GlobalAveragePool" and list(argument(node, 1)) != [1, 1]:
         return None
     return kind
 
@@ -124,13 +126,14 @@ def _weights(
     seen: set[str] = set()
     for node in chosen:
         kind = WEIGHTED.get(node.target)
-        if kind is None or constant(graph_module, node.args[1]) is None:
+        weight = argument(node, 1)
+        tensor = constant(graph_module, weight)
+        if kind is None or tensor is None:
             continue
-        weight = node.args[1]
         if weight.name in seen:
             continue
         seen.add(weight.name)
-        channel_axis = _channel_axis(node, constant(graph_module, weight).dim())
+        channel_axis = _channel_axis(node, tensor.dim())
         per_channel = scheme.weights.granularity == "channel"
         result.decisions.append(
             Decision(
@@ -143,7 +146,7 @@ def _weights(
                 rule=f"weights of {kind}: {scheme.weights.dtype} {list(scheme.weights.codes)}; {scheme.why}",
             )
         )
-        bias = node.args[2] if len(node.args) > 2 else None
+        bias = argument(node, 2)
         if constant(graph_module, bias) is not None:
             in_integer = scheme.bias == "int32"
             result.decisions.append(
@@ -177,14 +180,14 @@ def _fused_activation(node: fx.Node) -> fx.Node | None:
         return None
     if user.target is _aten.relu.default:
         return user
-    if user.target is _aten.hardtanh.default and user.args[1] == 0.0:
+    if user.target is _aten.hardtanh.default and argument(user, 1) == 0.0:
         return user
     return None
 
 
 def _ceiling(node: fx.Node) -> float | None:
-    if node.op == "call_function" and node.target is _aten.hardtanh.default and node.args[1] == 0.0:
-        return float(node.args[2])  # type: ignore[arg-type]
+    if node.op == "call_function" and node.target is _aten.hardtanh.default and argument(node, 1) == 0.0:
+        return float(argument(node, 2))
     return None
 
 
@@ -194,7 +197,7 @@ def _cannot_be_negative(node: fx.Node) -> bool:
     if node.target in {_aten.relu.default, _aten.sigmoid.default}:
         return True
     if node.target is _aten.hardtanh.default:
-        return float(node.args[1]) >= 0  # type: ignore[arg-type]
+        return float(argument(node, 1)) >= 0
     passed_on = TRANSPARENT | {_aten.adaptive_avg_pool2d.default, _aten.avg_pool2d.default, _aten.add.Tensor}
     if node.target in passed_on:
         return all(_cannot_be_negative(source) for source in node.all_input_nodes)
@@ -211,8 +214,12 @@ def _activation_scheme(node: fx.Node, scheme: TensorScheme) -> TensorScheme:
 def _tensor_inputs(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """Activations that ``node`` reads."""
     if node.target is _aten.cat.default:
-        return list(node.args[0])  # type: ignore[arg-type]
-    width = 2 if node.target in {_aten.add.Tensor, _aten.mul.Tensor} or WEIGHTED.get(node.target) == "MatMul" else 1
+        return list(argument(node, 0))
+    width = (
+        2
+        if node.target in {_aten.add.Tensor, _aten.mul.Tensor} or WEIGHTED.get(node.target) == "MatMul"
+        else 1
+    )
     inputs = [a for a in node.args[:width] if isinstance(a, fx.Node)]
     return [a for a in inputs if constant(graph_module, a) is None]
 
@@ -236,7 +243,7 @@ def _activations_at_outputs(
     shared: dict[fx.Node, fx.Node] = {}
     for node in reversed(list(graph_module.graph.nodes)):
         if node in wanted and node.op == "call_function" and node.target in TRANSPARENT:
-            source = node.args[0]
+            source = argument(node, 0)
             shared[node] = source
             wanted.setdefault(source, (wanted[node][0], f"passed on unchanged to {node.name}"))
     for node in graph_module.graph.nodes:
@@ -253,7 +260,9 @@ def _activations_at_outputs(
                 operator=kind,
                 node=node.name,
                 scheme=_activation_scheme(root, scheme.activations),
-                ceiling=_ceiling(root) if not _activation_scheme(root, scheme.activations).type.signed else None,
+                ceiling=_ceiling(root)
+                if not _activation_scheme(root, scheme.activations).type.signed
+                else None,
                 shares=None if root is node else root.name,
                 rule=rule if root is node else f"same values as {root.name}, so the same grid",
             )
@@ -266,8 +275,9 @@ def _activations_at_inputs(
     """A grid only where a weighted operator reads."""
     for node in graph_module.graph.nodes:
         readers = [
-            user for user in node.users if user in chosen and user.target in WEIGHTED
-            and node in _tensor_inputs(graph_module, user)
+            user
+            for user in node.users
+            if user in chosen and user.target in WEIGHTED and node in _tensor_inputs(graph_module, user)
         ]
         if not readers:
             continue

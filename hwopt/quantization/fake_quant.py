@@ -34,9 +34,7 @@ class _RoundToGrid(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, damp: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, damp: float) -> Tensor:
         v = x / scale
         q = torch.round(v) + zero
         clamped = q.clamp(low, high)
@@ -208,7 +206,7 @@ class Constant(nn.Module):
         codes, scale = self.get_buffer("codes"), self.get_buffer("scale")
         if torch.onnx.is_in_onnx_export():
             zero = torch.zeros(scale.shape, dtype=codes.dtype)
-            attributes = {} if self.axis is None else {"axis": self.axis}
+            attributes: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
             result: Tensor = torch.onnx.ops.symbolic(
                 "DequantizeLinear", (codes, scale, zero), attributes, dtype=torch.float32, shape=codes.shape
             )

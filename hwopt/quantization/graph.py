@@ -6,8 +6,12 @@ layer before it, and a mean over the image becomes the pooling operator that int
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Final
 
 import torch
@@ -34,6 +38,24 @@ _IN_PLACE: Final = {
 }
 
 
+_NOISY_LOGGERS: Final = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+
+
+@contextmanager
+def quiet_exporters() -> Iterator[None]:
+    """Keep torch's exporters from talking about their own insides."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def to_graph(model: nn.Module, sample_shape: Sequence[int]) -> fx.GraphModule:
     """``model`` in evaluation mode as a graph that shares no memory with it; batch norm folded.
 
@@ -47,17 +69,19 @@ def to_graph(model: nn.Module, sample_shape: Sequence[int]) -> fx.GraphModule:
     model.eval()
     example = torch.zeros(2, *sample_shape)
     try:
-        exported = torch.export.export(
-            model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
-        )
+        with quiet_exporters():
+            exported = torch.export.export(
+                model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+            )
     except Exception as error:  # torch.export raises a dozen types; all mean the same to the user
         raise StageFailedError(
             f"torch.export cannot trace the model: {str(error).splitlines()[0]}",
-            fix="avoid Python branches on tensor values and shapes fixed in forward(); see torch.export's docs",
+            fix="avoid Python branches on tensor values, and shapes fixed in forward()",
         ) from error
     finally:
         model.train(was_training)
-    traced = exported.module(check_guards=False)
+    with quiet_exporters():
+        traced = exported.module(check_guards=False)
     graph_module = fx.GraphModule(_own_constants(traced), traced.graph)
     _plain_operators(graph_module)
     _remove_dropout(graph_module)
@@ -69,7 +93,7 @@ def to_graph(model: nn.Module, sample_shape: Sequence[int]) -> fx.GraphModule:
     return graph_module
 
 
-def _own_constants(traced: nn.Module) -> dict[str, Tensor]:
+def _own_constants(traced: Any) -> dict[str, Tensor]:
     """Parameters and buffers by flat, dot-free names, detached from the user's module."""
     constants: dict[str, Tensor] = {}
     for name, parameter in traced.named_parameters():
@@ -80,6 +104,11 @@ def _own_constants(traced: nn.Module) -> dict[str, Tensor]:
         if node.op == "get_attr" and node.target not in constants:
             constants[node.target] = operator.attrgetter(node.target)(traced).detach().clone()
     return constants
+
+
+def argument(node: fx.Node, index: int) -> Any:
+    """An argument of a node, None past the end; what it is depends on the operator."""
+    return node.args[index] if len(node.args) > index else None
 
 
 def constant(graph_module: fx.GraphModule, node: object) -> Tensor | None:
@@ -116,7 +145,7 @@ def _plain_operators(graph_module: fx.GraphModule) -> None:
 def _remove_dropout(graph_module: fx.GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if node.op == "call_function" and node.target in _DROPOUT:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(argument(node, 0))
             graph_module.graph.erase_node(node)
 
 
@@ -125,19 +154,19 @@ def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if node.op != "call_function" or node.target is not _aten.batch_norm.default:
             continue
-        layer = node.args[0]
+        layer = argument(node, 0)
         foldable = layer.op == "call_function" and layer.target in CONVOLUTIONS | {_aten.linear.default}
-        weight = constant(graph_module, layer.args[1]) if foldable else None
+        weight = constant(graph_module, argument(layer, 1)) if foldable else None
         if weight is None or len(layer.users) != 1 or len(layer.args[1].users) != 1:
             continue
-        gamma, beta, mean, var = (constant(graph_module, argument) for argument in node.args[1:5])
+        gamma, beta, mean, var = (constant(graph_module, a) for a in node.args[1:5])
         if mean is None or var is None:
             continue
         # float64: the folded net should differ from the trained one by rounding only.
-        factor = (var.double() + node.args[7]).rsqrt()
+        factor = (var.double() + argument(node, 7)).rsqrt()
         if gamma is not None:
             factor = factor * gamma.double()
-        bias = constant(graph_module, layer.args[2]) if len(layer.args) > 2 else None
+        bias = constant(graph_module, argument(layer, 2))
         shift = (bias.double() if bias is not None else 0.0) - mean.double()
         new_bias = shift * factor + (beta.double() if beta is not None else 0.0)
         axis = 1 if layer.target is _aten.conv_transpose2d.input else 0
@@ -164,11 +193,11 @@ def _pool_means(graph_module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target is not _aten.mean.dim:
             continue
-        source, axes = node.args[0], node.args[1]
+        source, axes = argument(node, 0), argument(node, 1)
         value = source.meta.get("val")
         if value is None or value.dim() != 4 or sorted(a % 4 for a in axes) != [2, 3]:
             continue
-        keep = len(node.args) > 2 and bool(node.args[2])
+        keep = bool(argument(node, 2))
         with graph.inserting_before(node):
             pooled = graph.call_function(_aten.adaptive_avg_pool2d.default, (source, [1, 1]))
             result = pooled if keep else graph.call_function(_aten.flatten.using_ints, (pooled, 1))
@@ -182,7 +211,9 @@ def _prune_unused(graph_module: fx.GraphModule) -> None:
     graph_module.graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
-    for name in [n for n, _ in graph_module.named_parameters()] + [n for n, _ in graph_module.named_buffers()]:
+    for name in [n for n, _ in graph_module.named_parameters()] + [
+        n for n, _ in graph_module.named_buffers()
+    ]:
         if name not in used:
             path, _, leaf = name.rpartition(".")
             delattr(graph_module.get_submodule(path) if path else graph_module, leaf)

@@ -15,7 +15,7 @@ from hwopt.errors import ConfigError, StageFailedError
 from hwopt.numerics import scales
 from hwopt.quantization.assign import Assignment, Role, assign
 from hwopt.quantization.fake_quant import BiasQuant, Constant, FakeQuant, Mode
-from hwopt.quantization.graph import constant
+from hwopt.quantization.graph import argument, constant
 
 
 def insert(graph_module: fx.GraphModule, scheme: QuantizationScheme) -> Assignment:
@@ -57,7 +57,8 @@ def insert(graph_module: fx.GraphModule, scheme: QuantizationScheme) -> Assignme
             )
         else:
             module = BiasQuant(
-                _grid_in_front(graph_module, reader.args[0]), _grid_in_front(graph_module, reader.args[1])
+                _grid_in_front(graph_module, argument(reader, 0)),
+                _grid_in_front(graph_module, argument(reader, 1)),
             )
         name = f"grid_{decision.tensor}"
         graph_module.add_submodule(name, module)
@@ -96,7 +97,7 @@ def calibrate(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> None:
     pairs = list(fake_quantizers(graph_module))
     for node, grid in pairs:
         grid.mode = Mode.OBSERVE
-        is_weight = constant(graph_module, node.args[0]) is not None
+        is_weight = constant(graph_module, argument(node, 0)) is not None
         grid.histogram = None if is_weight else scales.Histogram()
     samples = 0
     with torch.no_grad():
@@ -104,9 +105,11 @@ def calibrate(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> None:
             graph_module(batch)
             samples += len(batch)
     if samples == 0:
-        raise ConfigError("the calibration set is empty", fix="give at least one sample; 256 is a good number")
+        raise ConfigError(
+            "the calibration set is empty", fix="give at least one sample; 256 is a good number"
+        )
     for node, grid in pairs:
-        weight = constant(graph_module, node.args[0])
+        weight = constant(graph_module, argument(node, 0))
         if weight is not None:
             _fit_weight(grid, weight)
         elif grid.histogram is not None:
@@ -118,7 +121,7 @@ def calibrate(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> None:
 
 
 def _refuse_constant(node: fx.Node, histogram: scales.Histogram) -> None:
-    source = node.args[0]
+    source = argument(node, 0)
     if isinstance(source, fx.Node) and source.op == "placeholder":
         raise ConfigError(
             f"every calibration sample holds the single value {histogram.low:g}",
@@ -128,7 +131,11 @@ def _refuse_constant(node: fx.Node, histogram: scales.Histogram) -> None:
 
 def _fit_weight(grid: FakeQuant, weight: Tensor) -> None:
     w = weight.detach().numpy().astype(np.float64)
-    rows = w.reshape(1, -1) if grid.axis is None else np.moveaxis(w, grid.axis, 0).reshape(w.shape[grid.axis], -1)
+    rows = (
+        w.reshape(1, -1)
+        if grid.axis is None
+        else np.moveaxis(w, grid.axis, 0).reshape(w.shape[grid.axis], -1)
+    )
     codes = (grid.low, grid.high)
     fitted = scales.mse_symmetric_scale(rows, codes, pow2=grid.power_of_two)
     with torch.no_grad():
@@ -148,7 +155,9 @@ def _fit_activation(grid: FakeQuant, histogram: scales.Histogram) -> None:
         values, counts = histogram.centers[seen], histogram.counts[seen]
         scale = min(
             trials,
-            key=lambda s: float(np.sum(counts * (values - scales.fake_quantize(values, s, zero, codes)) ** 2)),
+            key=lambda s: float(
+                np.sum(counts * (values - scales.fake_quantize(values, s, zero, codes)) ** 2)
+            ),
         )
     with torch.no_grad():
         grid.scale.fill_(scale)
@@ -164,7 +173,7 @@ def deployed(graph_module: fx.GraphModule) -> fx.GraphModule:
     for wanted in (BiasQuant, FakeQuant):
         for node in nodes:
             module = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
-            value = constant(twin, node.args[0]) if isinstance(module, wanted) else None
+            value = constant(twin, argument(node, 0)) if isinstance(module, wanted) else None
             if value is None:
                 continue
             if isinstance(module, FakeQuant):
@@ -183,5 +192,3 @@ def deployed(graph_module: fx.GraphModule) -> fx.GraphModule:
     graph.eliminate_dead_code()
     twin.recompile()
     return twin
-
-

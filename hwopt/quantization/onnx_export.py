@@ -7,13 +7,9 @@ integer runtimes do not fuse; equal scales are merged into one initializer, whic
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import onnx
 import torch
@@ -21,23 +17,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from hwopt.errors import StageFailedError
+from hwopt.quantization.graph import quiet_exporters
 
 OPSET: Final = 20
-_NOISY_LOGGERS: Final = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def export_onnx(
@@ -50,7 +32,7 @@ def export_onnx(
     """
     example = torch.zeros(2, *sample_shape)
     try:
-        with _quiet():
+        with quiet_exporters():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -122,8 +104,14 @@ def unshare_grids(graph: onnx.GraphProto) -> None:
 
 def strip_traces(proto: onnx.ModelProto) -> None:
     """Remove stack traces and other notes of the exporter: bytes, and paths of this machine."""
-    for holder in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output,
-                   *proto.graph.initializer):
+    holders: tuple[Any, ...] = (
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.initializer,
+    )
+    for holder in holders:
         del holder.metadata_props[:]
         holder.doc_string = ""
     del proto.graph.metadata_props[:]

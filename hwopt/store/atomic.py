@@ -51,12 +51,14 @@ def explained(error: OSError, path: Path) -> Exception:
     """The user's error for a failed write."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return ResourceLimitError(
-            f"the disk is full: {path.name} could not be written", where=str(path.parent),
+            f"the disk is full: {path.name} could not be written",
+            where=str(path.parent),
             fix="free space and run again; finished steps are kept",
         )
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return ConfigError(
-            f"cannot write: {error.strerror}", where=str(path.parent),
+            f"cannot write: {error.strerror}",
+            where=str(path.parent),
             fix="choose another folder with --store, or mend its permissions",
         )
     return error

@@ -22,7 +22,6 @@ from hwopt.plugins import did_you_mean
 from hwopt.store.atomic import copy_file, explained, write_text
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """What a step left: files by port, and facts."""
@@ -40,7 +39,7 @@ class Store:
 
     @contextmanager
     def locked(self, timeout: float) -> Iterator[None]:
-        """Hold the store for a run; LockHeldError after ``timeout`` seconds. The kernel frees a dead owner's."""
+        """Hold the store for a run; LockHeldError after ``timeout`` seconds. A dead owner frees it."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -50,7 +49,8 @@ class Store:
             lock.acquire(timeout=timeout)
         except Timeout:
             raise LockHeldError(
-                "another hwopt run works in this store", where=str(self.root),
+                "another hwopt run works in this store",
+                where=str(self.root),
                 fix="wait for it, give --lock-timeout SECONDS, or choose another --store",
             ) from None
         except OSError as error:
@@ -86,7 +86,12 @@ class Store:
         return Artifact(kind=kind, digest=digest, bytes=path.stat().st_size, path=place)
 
     def commit(
-        self, key: str, label: str, artifacts: Mapping[str, Artifact], facts: Mapping[str, JSON], seconds: float
+        self,
+        key: str,
+        label: str,
+        artifacts: Mapping[str, Artifact],
+        facts: Mapping[str, JSON],
+        seconds: float,
     ) -> None:
         """Record that a step is finished; its files are already in ``objects/``."""
         entry: dict[str, JSON] = {
@@ -94,7 +99,8 @@ class Store:
             "key": key,
             "label": label,
             "outputs": {
-                port: {"kind": a.kind.value, "digest": a.digest, "bytes": a.bytes} for port, a in artifacts.items()
+                port: {"kind": a.kind.value, "digest": a.digest, "bytes": a.bytes}
+                for port, a in artifacts.items()
             },
             "facts": dict(facts),
             "seconds": seconds,
@@ -107,7 +113,10 @@ class Store:
             entry: Any = json.loads(self._step_path(key).read_text())
             artifacts = {
                 port: Artifact(
-                    kind=Kind(o["kind"]), digest=o["digest"], bytes=o["bytes"], path=self.object_path(o["digest"])
+                    kind=Kind(o["kind"]),
+                    digest=o["digest"],
+                    bytes=o["bytes"],
+                    path=self.object_path(o["digest"]),
                 )
                 for port, o in entry["outputs"].items()
             }
@@ -151,7 +160,9 @@ class Store:
             run = known[-1]
         matches = [name for name in known if name.startswith(run)] if run else []
         if len(matches) != 1:
-            problem = f"no run {run!r} in {self.root}" if not matches else f"{run!r} names {len(matches)} runs"
+            problem = (
+                f"no run {run!r} in {self.root}" if not matches else f"{run!r} names {len(matches)} runs"
+            )
             raise ConfigError(
                 problem, fix=did_you_mean(run, [*known[-10:], "latest"]) if known else "run a pipeline first"
             )
@@ -163,7 +174,8 @@ class Store:
         if record.get("schema_version") != 1:
             raise ConfigError(
                 f"the record has schema_version {record.get('schema_version')}; this hwopt reads 1",
-                where=str(path), fix="upgrade hwopt",
+                where=str(path),
+                fix="upgrade hwopt",
             )
         return record
 

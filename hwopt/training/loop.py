@@ -85,7 +85,8 @@ def build_optimizer(
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Decay on matrices and convolution kernels; none on biases, norms and quantization scales."""
-    decayed, plain = [], []
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
     for name, parameter in module.named_parameters():
         is_matrix = parameter.dim() > 1 and not name.endswith(".scale")
         (decayed if is_matrix else plain).append(parameter)
@@ -114,6 +115,9 @@ def fit(
         StageFailedError: the loss became NaN or infinite.
     """
     torch.manual_seed(seed)  # dropout
+    # Channels last is the layout of oneDNN's kernels: up to twice as fast on depthwise networks.
+    layout = torch.channels_last if data.x.dim() == 4 else torch.contiguous_format
+    module.to(memory_format=layout)
     optimizer = build_optimizer(settings.optimizer, parameter_groups(module, settings.optimizer.weight_decay))
     base_rates = [group["lr"] for group in optimizer.param_groups]
     schedule = resolve("schedule", settings.schedule.name)
@@ -132,7 +136,9 @@ def fit(
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             loss = functional.cross_entropy(
-                module(data.x[index]), data.y[index], label_smoothing=settings.label_smoothing
+                module(data.x[index].contiguous(memory_format=layout)),
+                data.y[index],
+                label_smoothing=settings.label_smoothing,
             )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -164,6 +170,7 @@ def fit(
             break
     if best_state is not None:
         module.load_state_dict(best_state)
+    module.to(memory_format=torch.contiguous_format)
     module.train(False)
     return History(epochs=epochs, best_epoch=best_epoch + 1, steps=done)
 

@@ -24,15 +24,20 @@ _BETAS: Final = frozenset({"betas", "eps"})
 
 SGD: Final = OptimizerSpec(reference="torch.optim:SGD", default_lr=0.1)
 MOMENTUM: Final = OptimizerSpec(
-    reference="torch.optim:SGD", options=frozenset({"momentum", "dampening"}), fixed={"momentum": 0.9},
+    reference="torch.optim:SGD",
+    options=frozenset({"momentum", "dampening"}),
+    fixed={"momentum": 0.9},
     default_lr=0.03,
 )
 NESTEROV: Final = OptimizerSpec(
-    reference="torch.optim:SGD", options=frozenset({"momentum"}), fixed={"momentum": 0.9, "nesterov": True},
+    reference="torch.optim:SGD",
+    options=frozenset({"momentum"}),
+    fixed={"momentum": 0.9, "nesterov": True},
     default_lr=0.03,
 )
 ADAGRAD: Final = OptimizerSpec(
-    reference="torch.optim:Adagrad", options=frozenset({"lr_decay", "eps", "initial_accumulator_value"}),
+    reference="torch.optim:Adagrad",
+    options=frozenset({"lr_decay", "eps", "initial_accumulator_value"}),
     default_lr=0.03,
 )
 RMSPROP: Final = OptimizerSpec(

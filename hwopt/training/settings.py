@@ -20,7 +20,8 @@ def known_name(kind: str, name: str) -> str:
     """``name`` if a registry has it, else an error with the nearest name."""
     if name not in table(kind):
         raise PydanticCustomError(
-            "unknown_name", "unknown {kind} '{name}'",
+            "unknown_name",
+            "unknown {kind} '{name}'",
             {"kind": kind, "name": name, "fix": did_you_mean(name, table(kind))},
         )
     return name
@@ -49,9 +50,13 @@ class OptimizerSettings(Settings):
         for option in self.options:
             if option not in spec.options:
                 raise PydanticCustomError(
-                    "unknown_option", "the optimizer '{name}' takes no option '{option}'",
-                    {"name": self.name, "option": option,
-                     "fix": did_you_mean(option, {*spec.options, "lr", "weight_decay"})},
+                    "unknown_option",
+                    "the optimizer '{name}' takes no option '{option}'",
+                    {
+                        "name": self.name,
+                        "option": option,
+                        "fix": did_you_mean(option, {*spec.options, "lr", "weight_decay"}),
+                    },
                 )
         return self
 

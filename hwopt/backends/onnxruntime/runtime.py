@@ -19,21 +19,49 @@ from hwopt.errors import StageFailedError
 # `integer_share`, so the contract suite checks a model of every kind against these names.
 _INTEGER_WEIGHTED: Final = frozenset(
     {
-        "QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul", "QAttention", "DynamicQuantizeLSTM",
+        "QLinearConv",
+        "ConvInteger",
+        "QGemm",
+        "QLinearMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "QAttention",
+        "DynamicQuantizeLSTM",
     }
 )
 _FLOAT_WEIGHTED: Final = frozenset(
     {
-        "Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "ConvTranspose", "ConvTransposeWithDynamicPads",
-        "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "Attention", "MultiHeadAttention",
-        "LSTM", "GRU", "RNN", "MatMulNBits", "Einsum",
+        "Conv",
+        "FusedConv",
+        "NhwcFusedConv",
+        "NhwcConv",
+        "ConvTranspose",
+        "ConvTransposeWithDynamicPads",
+        "Gemm",
+        "FusedGemm",
+        "MatMul",
+        "FusedMatMul",
+        "TransposeMatMul",
+        "Attention",
+        "MultiHeadAttention",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "MatMulNBits",
+        "Einsum",
     }
 )
 _INTEGER_OTHER: Final = frozenset(
     {
-        "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearConcat",
-        "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
+        "QLinearAdd",
+        "QLinearMul",
+        "QLinearGlobalAveragePool",
+        "QLinearAveragePool",
+        "QLinearConcat",
+        "QLinearSigmoid",
+        "QLinearLeakyRelu",
+        "QLinearSoftmax",
     }
 )
 _LEVELS: Final = {

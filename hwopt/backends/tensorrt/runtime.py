@@ -89,9 +89,11 @@ class TensorRt:
             array = np.ascontiguousarray(value)
             self._context.set_input_shape(name, array.shape)
             address = self._buffer(name, array.nbytes)
-            cuda(cudart.cudaMemcpyAsync(
-                address, array.ctypes.data, array.nbytes, kinds.cudaMemcpyHostToDevice, self._stream
-            ))
+            cuda(
+                cudart.cudaMemcpyAsync(
+                    address, array.ctypes.data, array.nbytes, kinds.cudaMemcpyHostToDevice, self._stream
+                )
+            )
         outputs: dict[str, Array] = {}
         for name in self._names(tensorrt.TensorIOMode.OUTPUT):
             shape = tuple(self._context.get_tensor_shape(name))
@@ -100,10 +102,15 @@ class TensorRt:
         if not self._context.execute_async_v3(self._stream):
             raise StageFailedError("TensorRT refused to execute the engine")
         for name, array in outputs.items():
-            cuda(cudart.cudaMemcpyAsync(
-                array.ctypes.data, self._buffers[name][0], array.nbytes, kinds.cudaMemcpyDeviceToHost,
-                self._stream,
-            ))
+            cuda(
+                cudart.cudaMemcpyAsync(
+                    array.ctypes.data,
+                    self._buffers[name][0],
+                    array.nbytes,
+                    kinds.cudaMemcpyDeviceToHost,
+                    self._stream,
+                )
+            )
         cuda(cudart.cudaStreamSynchronize(self._stream))
         return list(outputs.values())
 

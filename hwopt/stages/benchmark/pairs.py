@@ -106,7 +106,12 @@ def warm_up(call: Call, n: int) -> bool:
 
 
 def compare(
-    baseline: Sequence[Call], candidate: Sequence[Call], *, seed: int, half_width: float, budget_seconds: float
+    baseline: Sequence[Call],
+    candidate: Sequence[Call],
+    *,
+    seed: int,
+    half_width: float,
+    budget_seconds: float,
 ) -> Comparison:
     """Pairs until the interval is narrow enough, the last look is taken, or the budget ends.
 
@@ -126,7 +131,7 @@ def compare(
         sides = {"baseline": baseline, "candidate": candidate}
         order = ["baseline", "candidate"] if rng.random() < 0.5 else ["candidate", "baseline"]
         # The same draw for both sides: neither is systematically the colder one.
-        drawn = {name: sides[name][rng.integers(len(sides[name]))] for name in ("baseline", "candidate")}
+        drawn = {name: sides[name][int(rng.integers(len(sides[name])))] for name in ("baseline", "candidate")}
         blocks = {name: block(drawn[name], sizes[id(sides[name])]) for name in order}
         result.ratios.append(blocks["baseline"].seconds / blocks["candidate"].seconds)
         result.clean.append(blocks["baseline"].clean and blocks["candidate"].clean)
@@ -157,6 +162,10 @@ def percentiles(call: Call) -> dict[str, float | int | None]:
     p50, p90, p99 = np.percentile(times, [50, 90, 99])
     _, low, high = median_interval(np.asarray(times), 0.95)
     return {
-        "p50": float(p50), "p90": float(p90), "p99": float(p99) if len(times) >= 459 else None,
-        "low": low, "high": high, "count": len(times),
+        "p50": float(p50),
+        "p90": float(p90),
+        "p99": float(p99) if len(times) >= 459 else None,
+        "low": low,
+        "high": high,
+        "count": len(times),
     }

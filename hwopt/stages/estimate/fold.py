@@ -65,7 +65,9 @@ def _matrix_foldings(layer: Layer, fabric: FpgaFabric) -> list[Folding]:
             if layer.kind is not LayerKind.DENSE and max(layer.kernel) > 1:
                 lanes = p if depthwise else max(d for d in _divisors(layer.in_shape[0]) if d <= q)
                 cycles = max(cycles, _window_cycles(layer, lanes))
-                buffer = fpga.window_resources(layer.in_shape[-1], layer.in_shape[0], max(layer.kernel), a, lanes)
+                buffer = fpga.window_resources(
+                    layer.in_shape[-1], layer.in_shape[0], max(layer.kernel), a, lanes
+                )
             else:
                 buffer = Resources()
             for macs_per_dsp in (None, packing.macs if packing else None):
@@ -74,7 +76,11 @@ def _matrix_foldings(layer: Layer, fabric: FpgaFabric) -> list[Folding]:
                 unit = fpga.matrix_resources(rows, columns, p, q, w, a, macs_per_dsp=macs_per_dsp)
                 result.append(
                     Folding(
-                        layer=layer, p=p, q=q, in_dsp=macs_per_dsp is not None, cycles=cycles,
+                        layer=layer,
+                        p=p,
+                        q=q,
+                        in_dsp=macs_per_dsp is not None,
+                        cycles=cycles,
                         resources=unit + buffer,
                     )
                 )
@@ -101,7 +107,11 @@ def _stream_foldings(layer: Layer) -> list[Folding]:
             )
         result.append(
             Folding(
-                layer=layer, p=lanes, q=1, in_dsp=False, cycles=elements // lanes,
+                layer=layer,
+                p=lanes,
+                q=1,
+                in_dsp=False,
+                cycles=elements // lanes,
                 resources=Resources(lut) + buffer,
             )
         )
@@ -134,7 +144,10 @@ def _at_interval(options: list[list[Folding]], interval: int, fabric: FpgaFabric
     chosen = _use_free_dsps(options, chosen, interval, fabric)
     total = reduce(add, (c.resources for c in chosen), Resources())
     return Design(
-        foldings=tuple(chosen), interval=max(c.cycles for c in chosen), total=total, short=shortage(total, fabric)
+        foldings=tuple(chosen),
+        interval=max(c.cycles for c in chosen),
+        total=total,
+        short=shortage(total, fabric),
     )
 
 
@@ -148,16 +161,16 @@ def _use_free_dsps(
         for index in order:
             total = reduce(add, (c.resources for c in result), Resources())
             short = shortage(total, fabric)
-            lacking = any(text.startswith("lut") for text in short) if prefer_dsp else any(
-                text.startswith("dsp") for text in short
+            lacking = (
+                any(text.startswith("lut") for text in short)
+                if prefer_dsp
+                else any(text.startswith("dsp") for text in short)
             )
             if not lacking:
                 break
             others = [o for o in options[index] if o.cycles <= interval and o.in_dsp is prefer_dsp]
             if others:
-                result[index] = min(
-                    others, key=lambda o: o.resources.lut if prefer_dsp else o.resources.dsp
-                )
+                result[index] = min(others, key=lambda o: o.resources.lut if prefer_dsp else o.resources.dsp)
     return result
 
 

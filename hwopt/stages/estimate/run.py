@@ -32,14 +32,15 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) ->
     strange = unsupported(layers)
     if strange:
         raise StageFailedError(
-            "no hardware unit for " + "; ".join(f"{op} ({', '.join(names)})" for op, names in strange.items()),
+            "no hardware unit for "
+            + "; ".join(f"{op} ({', '.join(names)})" for op, names in strange.items()),
             fix="replace the operators, or choose another target",
         )
     floats = [layer.name for layer in layers if layer.macs and layer.weight_bits > 16]
     if floats:
         raise StageFailedError(
-            f"{len(floats)} layers have float weights, the first is {floats[0]}; {ctx.hardware.name} computes "
-            "with integers of 1 to 16 bits",
+            f"{len(floats)} layers have float weights, the first is {floats[0]}; {ctx.hardware.name} "
+            "computes with integers of 1 to 16 bits",
             fix="quantize the model for this target first",
         )
     design = search(layers, fabric)
@@ -48,9 +49,16 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) ->
     table = ctx.workdir / "layers.json"
     rows: list[JSON] = [
         {
-            "layer": f.layer.name, "op": f.layer.op, "pe": f.p, "simd": f.q, "dsp_multipliers": f.in_dsp,
-            "weight_bits": f.layer.weight_bits, "activation_bits": f.layer.activation_bits,
-            "cycles": f.cycles, "lut": round(f.resources.lut), "dsp": round(f.resources.dsp),
+            "layer": f.layer.name,
+            "op": f.layer.op,
+            "pe": f.p,
+            "simd": f.q,
+            "dsp_multipliers": f.in_dsp,
+            "weight_bits": f.layer.weight_bits,
+            "activation_bits": f.layer.activation_bits,
+            "cycles": f.cycles,
+            "lut": round(f.resources.lut),
+            "dsp": round(f.resources.dsp),
             "bram18": round(f.resources.bram18),
         }
         for f in design.foldings
@@ -70,8 +78,11 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) ->
             "tier": Tier.ESTIMATED.value,
             "fits": fits,
             "latency_ms": {
-                "p50": milliseconds, "p90": None, "count": 0,
-                "low": milliseconds * (1 - LATENCY_BAND), "high": milliseconds * (1 + LATENCY_BAND),
+                "p50": milliseconds,
+                "p90": None,
+                "count": 0,
+                "low": milliseconds * (1 - LATENCY_BAND),
+                "high": milliseconds * (1 + LATENCY_BAND),
             },
             "fpga": {
                 "mapping": "streaming",

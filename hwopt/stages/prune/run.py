@@ -22,8 +22,11 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) 
     network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root)
     rules = ctx.hardware.pruning if ctx.hardware is not None else Pruning()
     cuts = prune_channels(
-        network.module, network.recipe.sample_shape,
-        ratio=config.ratio, multiple=rules.channel_multiple, least=rules.least_channels,
+        network.module,
+        network.recipe.sample_shape,
+        ratio=config.ratio,
+        multiple=rules.channel_multiple,
+        least=rules.least_channels,
     )
     refresh_batch_norm(network.module, torch.from_numpy(ctx.data().x_train))
     before, after = sum(cut.before for cut in cuts), sum(cut.after for cut in cuts)

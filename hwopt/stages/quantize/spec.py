@@ -47,7 +47,8 @@ class QuantizeConfig(Settings):
         given = sorted(training & self.model_fields_set)
         if self.method == "ptq" and given:
             raise PydanticCustomError(
-                "no_training", "method ptq does not train, so {names} would be ignored",
+                "no_training",
+                "method ptq does not train, so {names} would be ignored",
                 {"names": ", ".join(given), "fix": "remove them, or use method: qat"},
             )
         return self
@@ -55,8 +56,11 @@ class QuantizeConfig(Settings):
     def fit_settings(self) -> FitSettings:
         """The settings of the training loop."""
         return FitSettings(
-            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=self.schedule, validation_share=self.validation_share,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            validation_share=self.validation_share,
         )
 
 

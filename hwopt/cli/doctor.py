@@ -1,0 +1,76 @@
+"""``hwopt doctor``."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import click
+
+from hwopt.cli.console import json_option, print_json
+from hwopt.core.backend import BackendSpec
+from hwopt.core.canonical import JSON
+from hwopt.engine import host as this_host
+from hwopt.engine.pipeline import environment, host_profile, probe
+from hwopt.plugins import resolve, table
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """This machine, every runtime, what is missing and how to get it; exit 4 if a core library is."""
+    host, device, facts = this_host.detect(), host_profile(), environment()
+    backends: list[dict[str, JSON]] = []
+    for name in table("backend"):
+        spec: BackendSpec = resolve("backend", name)
+        state = probe(name)
+        backends.append(
+            {
+                "name": name,
+                "title": spec.title,
+                "available": state.available,
+                "version": state.version,
+                "reason": state.reason,
+                "fix": state.fix,
+            }
+        )
+    missing = [
+        name for name in ("torch", "onnx", "onnxruntime", "onnxscript", "numpy") if not _installed(name)
+    ]
+    if as_json:
+        print_json(
+            {
+                "schema_version": 1,
+                "host": host.to_json(),
+                "host_profile": device.name if device else None,
+                "backends": list[JSON](backends),
+                "libraries": facts["libraries"],
+                "missing": list[JSON](missing),
+            }
+        )
+    else:
+        click.echo(f"machine   {host.cpu}, {host.cores} usable cores, {host.system}")
+        click.echo(f"features  {', '.join(sorted(host.isa)) or 'none known'}")
+        if device:
+            scheme = device.quantization
+            click.echo(f"profile   {device.name}: {scheme.why}")
+            click.echo(
+                f"          weights {scheme.weights.dtype} {list(scheme.weights.codes)}, "
+                f"activations {scheme.activations.dtype}"
+            )
+        for backend in backends:
+            if backend["available"]:
+                click.echo(f"runtime   {backend['title']} {backend['version'] or ''}: ready")
+            else:
+                click.echo(f"runtime   {backend['title']}: not here: {backend['reason']}")
+                click.echo(f"          fix: {backend['fix']}")
+        for name, version in facts["libraries"].items():
+            click.echo(f"library   {name} {version or 'missing: pip install ' + name}")
+    return 4 if missing else 0
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

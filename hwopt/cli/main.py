@@ -1,0 +1,94 @@
+"""The command table and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Final, NoReturn
+
+import click
+
+import hwopt
+from hwopt.cli.lazy import LazyGroup
+from hwopt.errors import HwoptError
+
+INTERRUPTED: Final = 130
+INTERNAL: Final = 70
+RESOURCES: Final = 8
+
+_COMMANDS: Final = {
+    "pipeline": ("run, plan or validate a pipeline profile", "hwopt.cli.pipeline:pipeline"),
+    "train": ("train the model of a profile", "hwopt.cli.single:train"),
+    "prune": ("remove channels of a checkpoint", "hwopt.cli.single:prune"),
+    "quantize": ("quantize a checkpoint for a device", "hwopt.cli.single:quantize"),
+    "export": ("write a checkpoint as ONNX", "hwopt.cli.single:export"),
+    "bench": ("measure ONNX models against each other", "hwopt.cli.bench:bench"),
+    "report": ("render a run as HTML, Markdown or JSON", "hwopt.cli.report:report"),
+    "runs": ("list and show recorded runs", "hwopt.cli.runs:runs"),
+    "hardware": ("list, show and detect devices", "hwopt.cli.hardware:hardware"),
+    "doctor": ("what is installed, what is missing, how to get it", "hwopt.cli.doctor:doctor"),
+}
+
+
+@click.group(cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(hwopt.__version__, prog_name="hwopt")
+@click.option("--debug", is_flag=True, help="Show a traceback for every error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Train, compress, export and measure a network, and say which version to ship.
+
+    Exit codes: 0 done or PASS, 1 FAIL, 2 usage or config error, 3 INCONCLUSIVE, 4 engine missing, 5 stage
+    failed, 6 unsafe input refused, 7 lock held, 8 out of disk or memory, 70 internal error, 130 interrupted.
+    """
+    ctx.obj = {"debug": debug}
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Entry point: run a command, map every error to its exit code."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        _say("interrupted; finished steps are kept, the same command goes on from there")
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        _say("interrupted; finished steps are kept, the same command goes on from there")
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HwoptError as error:
+        if debug:
+            raise
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has left; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        _say("error: out of memory\n  fix: lower batch_size, or use a machine with more memory")
+        sys.exit(RESOURCES)
+    except Exception as error:
+        if debug:
+            raise
+        _say(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "  fix: this is a bug of hwopt; run again with `hwopt --debug …` and report what it prints"
+        )
+        sys.exit(INTERNAL)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(text, err=True)

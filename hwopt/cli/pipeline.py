@@ -1,0 +1,172 @@
+"""``hwopt pipeline run | plan | validate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hwopt.cli.console import (
+    STAGE_FAILED,
+    VERDICT_CODES,
+    json_option,
+    print_json,
+    progress,
+    quiet_option,
+    store_option,
+)
+from hwopt.config.profile import load
+from hwopt.engine import pipeline as engine
+from hwopt.engine.pipeline import Fresh
+from hwopt.report.render import render
+from hwopt.report.rows import sentence
+from hwopt.report.text import terminal
+from hwopt.store.atomic import write_text
+from hwopt.store.store import Store
+
+_profile = click.argument("profile", type=click.Path(path_type=Path))
+_set = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the profile, a.b=value."
+)
+
+
+@click.group()
+def pipeline() -> None:
+    """Run, plan or validate a pipeline profile."""
+
+
+@pipeline.command()
+@_profile
+@_set
+@store_option
+@json_option
+@quiet_option
+@click.option("--fresh", is_flag=True, help="Do finished steps again.")
+@click.option("--remeasure", is_flag=True, help="Measure again; trained and exported models are kept.")
+@click.option(
+    "--lock-timeout",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait for another run in the same store.",
+)
+@click.option("--inconclusive-ok", is_flag=True, help="Exit 0, not 3, when the verdict is INCONCLUSIVE.")
+def run(
+    profile: Path,
+    overrides: tuple[str, ...],
+    store: Path,
+    as_json: bool,
+    quiet: bool,
+    fresh: bool,
+    remeasure: bool,
+    lock_timeout: float,
+    inconclusive_ok: bool,
+) -> int:
+    """Train, compress, export, measure, record and report. Finished steps are not done again."""
+    place = Store(store)
+    again = Fresh.EVERYTHING if fresh else Fresh.MEASUREMENTS if remeasure else Fresh.NOTHING
+    run_id, record = engine.run(
+        load(profile, overrides), place, progress(quiet), fresh=again, lock_timeout=lock_timeout
+    )
+    folder = place.run_folder(run_id)
+    for form in ("html", "md"):
+        write_text(folder / f"report.{form}", render(record, form))
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(terminal(record))
+        click.echo(f"\n{sentence(record)}")
+        click.echo(f"report:  {folder / 'report.html'}")
+    return _exit_code(record, inconclusive_ok)
+
+
+def _exit_code(record: dict[str, Any], inconclusive_ok: bool) -> int:
+    """A failed step is never hidden behind another version's PASS."""
+    if any(r["status"] == "failed" for r in record["results"]):
+        return STAGE_FAILED
+    if record["verdict"] == "INCONCLUSIVE" and inconclusive_ok:
+        click.echo("warning: the verdict is INCONCLUSIVE; exit code 0 was asked for", err=True)
+        return 0
+    return VERDICT_CODES[str(record["verdict"])]
+
+
+@pipeline.command()
+@_profile
+@_set
+@store_option
+@json_option
+def plan(profile: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
+    """Print the steps, what is finished, and what each row needs. Changes nothing."""
+    prepared = engine.prepare(load(profile, overrides))
+    finished = engine.finished_keys(prepared.plan, Store(store))
+    steps = {step.key: index for index, step in enumerate(prepared.plan.steps, 1)}
+    if as_json:
+        print_json(
+            {
+                "schema_version": 1,
+                "steps": [
+                    {
+                        "key": step.key,
+                        "stage": step.stage,
+                        "label": step.label,
+                        "inputs": [source.step for source in step.inputs.values()],
+                        "finished": step.key in finished,
+                    }
+                    for step in prepared.plan.steps
+                ],
+                "rows": [
+                    {
+                        "candidate": row.candidate,
+                        "target": row.target,
+                        "steps": list(row.steps),
+                        "unavailable": row.unavailable,
+                        "fix": row.fix,
+                    }
+                    for row in prepared.plan.rows
+                ],
+            }
+        )
+        return
+    for step in prepared.plan.steps:
+        after = sorted({steps[source.step] for source in step.inputs.values()})
+        mark = "done" if step.key in finished else "to do"
+        label = step.label + (f" ({step.hardware.name})" if step.hardware else "")
+        click.echo(
+            f"{steps[step.key]:3d}  {mark:5s}  {label}"
+            + (f"  after {', '.join(map(str, after))}" if after else "")
+        )
+    for row in prepared.plan.rows:
+        if row.unavailable:
+            click.echo(f"  –  {row.candidate} on {row.target}: {row.unavailable}")
+    click.echo(f"{len(steps)} steps, {len(steps) - len(finished)} to do")
+
+
+@pipeline.command()
+@_profile
+@_set
+@json_option
+def validate(profile: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check the profile, its data and its targets; every problem at once. Runs nothing."""
+    prepared = engine.prepare(load(profile, overrides))
+    dataset = prepared.data()
+    facts: dict[str, Any] = {
+        "schema_version": 1,
+        "valid": True,
+        "name": prepared.profile.name,
+        "candidates": [c.name for c in prepared.profile.candidates],
+        "targets": [t.name for t in prepared.profile.targets],
+        "train_samples": len(dataset.x_train),
+        "test_samples": len(dataset.x_test),
+        "classes": dataset.classes,
+        "sample_shape": list(dataset.sample_shape),
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(
+            f"{profile}: valid; {len(prepared.profile.candidates)} candidates, "
+            f"{len(prepared.profile.targets)} targets, {facts['train_samples']} training and "
+            f"{facts['test_samples']} test samples of shape {facts['sample_shape']}, "
+            f"{facts['classes']} classes"
+        )

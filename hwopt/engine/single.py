@@ -1,0 +1,104 @@
+"""One stage by itself, with files in and files out; the same code as in a pipeline."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hwopt.config import hardware as hardware_profiles
+from hwopt.core.artifact import Artifact, Kind
+from hwopt.core.canonical import digest_of_file
+from hwopt.core.dataset import Dataset
+from hwopt.core.hardware import HardwareProfile
+from hwopt.core.plan import Step
+from hwopt.core.profile import HOST_CPU, PipelineProfile
+from hwopt.core.settings import Settings
+from hwopt.core.stage import Progress, StageContext, StageResult, StageSpec
+from hwopt.engine.pipeline import call_stage, host_profile, loader, probe
+from hwopt.errors import ConfigError, EngineMissingError
+from hwopt.plugins import load_reference, resolve
+from hwopt.store.atomic import copy_file
+
+
+def device(name: str) -> HardwareProfile:
+    """A hardware profile by name or path; ``host-cpu`` is this machine."""
+    if name != HOST_CPU:
+        return hardware_profiles.find(name, Path.cwd())
+    found = host_profile()
+    if found is None:
+        raise EngineMissingError(
+            "no shipped hardware profile describes this machine's CPU",
+            fix="name a device: --target generic-cpu",
+        )
+    return found
+
+
+def runtime_of(hardware: HardwareProfile) -> str:
+    """The first of a device's runtimes that is here; EngineMissingError with what to install."""
+    reasons = [(name, probe(name)) for name in hardware.runtimes]
+    for name, state in reasons:
+        if state.available:
+            return name
+    raise EngineMissingError(
+        "; ".join(f"{name}: {state.reason}" for name, state in reasons) or f"{hardware.name} has no runtime",
+        fix=next((state.fix for _, state in reasons if state.fix), "choose another --target"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a stage needs besides its settings."""
+
+    profile: PipelineProfile
+    hardware: HardwareProfile | None
+    progress: Progress
+
+    @property
+    def data(self) -> Callable[[], Dataset]:
+        """The profile's data, loaded on the first call."""
+        return loader(self.profile, self.profile.path.resolve().parent)
+
+
+def run_stage(
+    stage: str, config: Settings, job: Job, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
+) -> Mapping[str, Any]:
+    """Run ``stage`` on files and put its outputs where ``outputs`` says; the facts of the stage.
+
+    Raises:
+        ConfigError: the device cannot serve the settings, or an output exists as a folder.
+    """
+    spec: StageSpec = resolve("stage", stage)
+    problems = spec.check(config, job.hardware)
+    if problems:
+        text, fix = problems[0]
+        raise ConfigError(text, fix=fix)
+    for path in outputs.values():
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder", fix="give the name of a file")
+    artifacts = {port: _artifact(path, spec.consumes[port]) for port, path in inputs.items()}
+    step = Step(key="", stage=stage, label=stage, config=config, hardware=job.hardware, inputs={}, where=None)
+    with tempfile.TemporaryDirectory() as folder:
+        context = StageContext(
+            workdir=Path(folder),
+            seed=job.profile.seed,
+            threads=job.profile.threads,
+            hardware=job.hardware,
+            model=job.profile.model.to_json(),
+            data=job.data,
+            progress=job.progress,
+            import_root=job.profile.path.resolve().parent,
+        )
+        result: StageResult = call_stage(load_reference(spec.run), context, artifacts, step)
+        for port, path in outputs.items():
+            copy_file(result.files[port], path)
+    return result.facts
+
+
+def _artifact(path: Path, kinds: frozenset[Kind]) -> Artifact:
+    if not path.is_file():
+        raise ConfigError("no such file", where=str(path))
+    kind, *_ = sorted(kinds)
+    return Artifact(kind=kind, digest=digest_of_file(path), bytes=path.stat().st_size, path=path)

@@ -1,0 +1,140 @@
+"""The results of a record as cells of text, the same for every rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+Record = Mapping[str, Any]
+
+HEADINGS: Final = (
+    "candidate",
+    "target",
+    "accuracy",
+    "drop",
+    "p50 latency",
+    "speed-up",
+    "size",
+    "integer",
+    "tier",
+    "verdict",
+)
+_NONE: Final = "–"
+
+
+def cells(result: Mapping[str, Any], chosen: bool) -> list[str]:
+    """One row; missing numbers are a dash, their reasons stand below the table."""
+    away = "not here" if result["details"]["applicable"] else "not applicable"
+    verdict = result["verdict"] or (away if result["status"] == "unavailable" else _NONE)
+    if result["status"] == "failed":
+        verdict = "failed"
+    return [
+        result["candidate"] + (" ←" if chosen else ""),
+        result["target"],
+        percent(result["accuracy"]),
+        points(result["accuracy_drop"]),
+        latency(result["latency_ms"]),
+        speedup(result["speedup"]),
+        size(result["file_bytes"]),
+        _NONE if result["integer_share"] is None else f"{result['integer_share']:.0%}",
+        result["tier"] or _NONE,
+        verdict,
+    ]
+
+
+def percent(value: float | None) -> str:
+    """Share to per cent."""
+    return _NONE if value is None else f"{value:.2%}"
+
+
+def points(value: float | None) -> str:
+    """Difference of shares to percentage points."""
+    return (
+        _NONE
+        if value is None
+        else f"{value * 100 + 0.0:+.2f} pp".replace("+0.00", "0.00").replace("-0.00", "0.00")
+    )
+
+
+def latency(value: Mapping[str, Any] | None) -> str:
+    """p50 in ms or µs."""
+    if value is None:
+        return _NONE
+    p50 = value["p50"]
+    return f"{p50:.3g} ms" if p50 >= 0.1 else f"{p50 * 1e3:.3g} µs"
+
+
+def speedup(value: Mapping[str, Any] | None) -> str:
+    """Ratio with its interval."""
+    if value is None or value["estimate"] is None:
+        return _NONE
+    if value["low"] == value["high"]:
+        return f"{value['estimate']:.2f}×"
+    if value["low"] is None or value["high"] is None:
+        return f"{value['estimate']:.2f}× [too few pairs]"
+    return f"{value['estimate']:.2f}× [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def size(value: int | None) -> str:
+    """Bytes in kB, 1 kB = 1000 bytes."""
+    return _NONE if value is None else f"{value / 1000:,.0f} kB"
+
+
+def table(record: Record) -> list[list[str]]:
+    """All rows of a record."""
+    return [cells(r, record["choice"].get(r["target"]) == r["candidate"]) for r in record["results"]]
+
+
+def sentence(record: Record) -> str:
+    """The verdict in one sentence."""
+    chosen = [f"{candidate} on {target}" for target, candidate in record["choice"].items() if candidate]
+    ship = f"ship {', '.join(chosen)}" if chosen else "no version meets its requirements"
+    return f"{record['verdict']}: {ship}"
+
+
+def warnings(record: Record) -> list[str]:
+    """What must not be overlooked: slower than float, disturbed measurements, float operators."""
+    found = []
+    for r in record["results"]:
+        place = f"{r['candidate']} on {r['target']}"
+        ratio = r["speedup"]
+        if ratio and ratio["high"] is not None and ratio["high"] < 1:
+            found.append(f"{place} is slower than float: {speedup(ratio)}")
+        pairs = r["details"].get("benchmark", {}).get("pairs", {})
+        if pairs.get("degraded"):
+            found.append(
+                f"{place}: only {pairs['clean_share']:.0%} of the timed pairs were undisturbed; the interval "
+                "covers all pairs"
+            )
+        if pairs.get("steady") is False:
+            found.append(f"{place}: the runtime did not reach a steady state before timing")
+        floats = r["details"].get("evaluation", {}).get("float_operators") or []
+        share = r["integer_share"]
+        if share is not None and 0 < share < 1:
+            found.append(f"{place} runs {len(floats)} operators in float: {', '.join(floats[:4])}")
+        if r["details"].get("asked_integer") and share == 0:
+            found.append(f"{place} was quantized and runs in float throughout")
+    found += _quantized_slower(record)
+    return found
+
+
+def _quantized_slower(record: Record) -> list[str]:
+    """Pairs of versions where the quantized one has the same layers and is the slower one."""
+    found = []
+    for target in record["choice"]:
+        rows = [
+            r for r in record["results"] if r["target"] == target and r["tier"] == "measured" and r["speedup"]
+        ]
+        for r in rows:
+            for other in rows:
+                same_layers = r["macs"] == other["macs"] and r["macs"] is not None
+                if same_layers and (r["integer_share"] or 0) > 0 and other["integer_share"] == 0:
+                    high, low = r["speedup"]["high"], other["speedup"]["low"]
+                    is_float_baseline = other["speedup"]["low"] == other["speedup"]["high"] == 1.0
+                    if high is not None and low is not None and high < low and not is_float_baseline:
+                        found.append(
+                            f"{r['candidate']} on {target} is slower than {other['candidate']}, "
+                            f"the same layers in float: {speedup(r['speedup'])} against "
+                            f"{speedup(other['speedup'])}"
+                        )
+    return found

@@ -1,0 +1,68 @@
+"""The table for a terminal, and Markdown."""
+
+from __future__ import annotations
+
+from hwopt.report.rows import HEADINGS, Record, sentence, table, warnings
+
+
+def terminal(record: Record) -> str:
+    """The table that ends a run, with what must not be overlooked below it."""
+    rows = [list(HEADINGS), *table(record)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    for warning in warnings(record):
+        lines.append(f"note: {warning}")
+    for target, reason, fix in absent(record):
+        lines.append(f"note: {target} was not run: {reason}" + (f" → {fix}" if fix else ""))
+    return "\n".join(lines)
+
+
+def absent(record: Record) -> list[tuple[str, str, str | None]]:
+    """Targets none of whose rows could run: name, reason, fix."""
+    found = []
+    for target in record["choice"]:
+        rows = [r for r in record["results"] if r["target"] == target]
+        if all(r["status"] == "unavailable" for r in rows):
+            found.append((target, rows[0]["reason"], rows[0]["details"].get("fix")))
+    return found
+
+
+def markdown(record: Record) -> str:
+    """The report for a pull request or a step summary."""
+    lines = [
+        f"# {_plain(record['name'])}: {_plain(sentence(record))}",
+        "",
+        f"Run `{record['run']}`, {record['started']}, hwopt {record['environment']['libraries']['hwopt']}, "
+        f"{_plain(record['environment']['host']['cpu'])}.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "---|" * len(HEADINGS),
+    ]
+    lines += ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in table(record)]
+    lines += ["", "`←` marks the version to ship on its target.", ""]
+    if warnings(record):
+        lines += ["## Notes", "", *(f"- {_plain(w)}" for w in warnings(record)), ""]
+    lines += ["## Requirements", ""]
+    for r in record["results"]:
+        for j in r["details"].get("requirements", []):
+            lines.append(
+                f"- {j['verdict']}: {_plain(r['candidate'])} on {r['target']}, "
+                f"{j['requirement']}: {_plain(j['reason'])}"
+            )
+    if not record["requirements"]:
+        lines.append("None were stated.")
+    lines += ["", "## What was not checked", "", *(f"- {_plain(text)}" for text in record["not_checked"])]
+    if not record["not_checked"]:
+        lines.append("Nothing was left out.")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: object) -> str:
+    """Names come from users and models: no Markdown or HTML of theirs may take effect."""
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    for mark in "\\|`[]":
+        escaped = escaped.replace(mark, "\\" + mark)
+    return escaped

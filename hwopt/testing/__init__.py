@@ -1,0 +1,1 @@
+"""Contract suites and tiny models, shipped for the authors of plug-ins."""
