@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -82,7 +83,7 @@ class FakeQuant(nn.Module):
             that a runtime may drop the clipping operator in front.
     """
 
-    scale: nn.Parameter
+    log2_scale: nn.Parameter
     zero_point: Tensor
 
     def __init__(
@@ -102,22 +103,28 @@ class FakeQuant(nn.Module):
         self.power_of_two = power_of_two
         self.ceiling = ceiling
         shape = [channels if i == axis else 1 for i in range(rank)] if axis is not None else []
-        self.scale = nn.Parameter(torch.ones(shape))
+        # In the logarithm a step of Adam changes a scale by a share of itself, however small the scale is.
+        self.log2_scale = nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self.mode = Mode.QUANTIZE
         self.histogram: Histogram | None = None
 
     def effective_scale(self) -> Tensor:
         """The scale in use: positive, a power of two where asked for, below the ceiling."""
-        scale = self.scale.abs().clamp_min(1e-30)
+        exponent: Tensor = self.log2_scale
         if self.ceiling is not None:
-            scale = scale.clamp_max(self.ceiling / (self.high - self.low))
+            # A hair below, so that rounding in the runtime does not reach beyond the ceiling.
+            exponent = exponent.clamp_max(math.log2(self.ceiling / (self.high - self.low)) - 1e-6)
         if self.power_of_two:
-            with torch.no_grad():
-                exponent = torch.log2(scale)
-                snapped = torch.exp2(torch.floor(exponent) if self.ceiling is not None else exponent.round())
-            scale = scale + (snapped - scale).detach()
-        return scale
+            snapped = torch.floor(exponent) if self.ceiling is not None else torch.round(exponent)
+            exponent = exponent + (snapped - exponent).detach()  # straight through, as TQT does
+        return torch.exp2(exponent)
+
+    def set_scale(self, scale: Tensor | float) -> None:
+        """Set the scale, positive, of the shape that the granularity asks for."""
+        with torch.no_grad():
+            value = torch.as_tensor(scale, dtype=torch.float32)
+            self.log2_scale.copy_(torch.log2(value).reshape(self.log2_scale.shape))
 
     def damping(self, elements: int) -> float:
         """LSQ's gradient scale, 1/sqrt(elements · high), section 2.2."""

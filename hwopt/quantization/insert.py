@@ -15,7 +15,7 @@ from hwopt.errors import ConfigError, StageFailedError
 from hwopt.numerics import scales
 from hwopt.quantization.assign import Assignment, Role, assign
 from hwopt.quantization.fake_quant import BiasQuant, Constant, FakeQuant, Mode
-from hwopt.quantization.graph import argument, constant
+from hwopt.quantization.graph import argument, constant, quiet_exporters
 
 
 def insert(graph_module: fx.GraphModule, scheme: QuantizationScheme) -> Assignment:
@@ -138,8 +138,7 @@ def _fit_weight(grid: FakeQuant, weight: Tensor) -> None:
     )
     codes = (grid.low, grid.high)
     fitted = scales.mse_symmetric_scale(rows, codes, pow2=grid.power_of_two)
-    with torch.no_grad():
-        grid.scale.copy_(torch.as_tensor(fitted, dtype=torch.float32).reshape(grid.scale.shape))
+    grid.set_scale(torch.as_tensor(fitted))
 
 
 def _fit_activation(grid: FakeQuant, histogram: scales.Histogram) -> None:
@@ -159,14 +158,14 @@ def _fit_activation(grid: FakeQuant, histogram: scales.Histogram) -> None:
                 np.sum(counts * (values - scales.fake_quantize(values, s, zero, codes)) ** 2)
             ),
         )
-    with torch.no_grad():
-        grid.scale.fill_(scale)
-        grid.zero_point.fill_(zero)
+    grid.set_scale(scale)
+    grid.zero_point.fill_(zero)
 
 
 def deployed(graph_module: fx.GraphModule) -> fx.GraphModule:
     """A copy whose weights and biases are stored as integers; equal to the original bit for bit."""
-    twin = copy.deepcopy(graph_module)
+    with quiet_exporters():  # copying torch.export's tree specs warns about itself
+        twin = copy.deepcopy(graph_module)
     graph = twin.graph
     # Biases first: their grid is computed from the weights' grids, which are still there.
     nodes = [node for node in graph.nodes if node.op == "call_module"]

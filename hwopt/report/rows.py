@@ -68,10 +68,10 @@ def speedup(value: Mapping[str, Any] | None) -> str:
     """Ratio with its interval."""
     if value is None or value["estimate"] is None:
         return _NONE
-    if value["low"] == value["high"]:
-        return f"{value['estimate']:.2f}×"
     if value["low"] is None or value["high"] is None:
         return f"{value['estimate']:.2f}× [too few pairs]"
+    if value["low"] == value["high"]:
+        return f"{value['estimate']:.2f}×"
     return f"{value['estimate']:.2f}× [{value['low']:.2f}, {value['high']:.2f}]"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for name, parameter in module.named_parameters():
-        is_matrix = parameter.dim() > 1 and not name.endswith(".scale")
+        is_matrix = parameter.dim() > 1 and not name.endswith("log2_scale")
         (decayed if is_matrix else plain).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},
@@ -117,7 +118,7 @@ def fit(
     torch.manual_seed(seed)  # dropout
     # Channels last is the layout of oneDNN's kernels: up to twice as fast on depthwise networks.
     layout = torch.channels_last if data.x.dim() == 4 else torch.contiguous_format
-    module.to(memory_format=layout)
+    _lay_out(module, layout)
     optimizer = build_optimizer(settings.optimizer, parameter_groups(module, settings.optimizer.weight_decay))
     base_rates = [group["lr"] for group in optimizer.param_groups]
     schedule = resolve("schedule", settings.schedule.name)
@@ -170,9 +171,14 @@ def fit(
             break
     if best_state is not None:
         module.load_state_dict(best_state)
-    module.to(memory_format=torch.contiguous_format)
+    _lay_out(module, torch.contiguous_format)
     module.train(False)
     return History(epochs=epochs, best_epoch=best_epoch + 1, steps=done)
+
+
+def _lay_out(module: Any, layout: torch.memory_format) -> None:
+    """Move the weights to a memory layout; torch's type stubs know the argument for tensors only."""
+    module.to(memory_format=layout)
 
 
 def evaluate(module: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:

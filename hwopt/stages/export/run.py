@@ -65,7 +65,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) ->
 
 def _scales(module: nn.Module) -> set[int]:
     """Identities of the learned quantization scales, which are no weights of the network."""
-    return {id(grid.scale) for grid in module.modules() if isinstance(grid, FakeQuant)}
+    return {id(grid.log2_scale) for grid in module.modules() if isinstance(grid, FakeQuant)}
 
 
 def check_parity(

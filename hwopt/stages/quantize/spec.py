@@ -25,7 +25,7 @@ class QuantizeConfig(Settings):
     # The following serve QAT only.
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 2
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 128
-    optimizer: OptimizerSettings = OptimizerSettings(lr=3e-4)
+    optimizer: OptimizerSettings = OptimizerSettings(lr=1e-4)
     schedule: ScheduleSettings = ScheduleSettings(name="cosine")
     validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
 

@@ -1,0 +1,177 @@
+"""Plans for machines that are not this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwopt.config import hardware
+from hwopt.config.profile import load
+from hwopt.core.backend import Availability
+from hwopt.core.hardware import DeviceKind
+from hwopt.core.host import Host, describe
+from hwopt.core.plan import Plan
+from hwopt.engine.results import assemble
+from hwopt.errors import ConfigError
+from hwopt.planning.planner import World, plan
+
+PROFILE = """\
+name: p
+data: {name: digits}
+model: {name: cnn}
+candidates:
+  float: []
+  ptq: [{quantize: {method: ptq}}]
+  slim: [{prune: {ratio: 0.5}}]
+targets: [TARGETS]
+"""
+
+AVX2 = Host(arch="x86_64", isa=frozenset({"avx2", "fma"}), cpu="old", cores=2, system="Linux")
+VNNI = Host(
+    arch="x86_64",
+    isa=frozenset({"avx2", "fma", "avx512f", "avx512_vnni"}),
+    cpu="new",
+    cores=2,
+    system="Linux",
+)
+ARM = Host(arch="aarch64", isa=frozenset({"neon", "dotprod"}), cpu="pi", cores=4, system="Linux")
+RISCV = Host(arch="riscv64", isa=frozenset(), cpu="?", cores=1, system="Linux")
+
+
+def world(host: Host, *, gpu: bool = False, data: str = "d") -> World:
+    profiles = [hardware.shipped(name) for name in hardware.names()]
+    return World(
+        host=host,
+        host_profile=describe(host, [p for p in profiles if p.kind is DeviceKind.CPU]),
+        probe=lambda name: Availability(
+            available=name == "onnxruntime" or gpu, reason="absent", fix="get it"
+        ),
+        data_fingerprint=data,
+        model_code="",
+    )
+
+
+def planned(tmp_path: Path, targets: str, where: World, *overrides: str, text: str = PROFILE) -> Plan:
+    path = tmp_path / "p.yaml"
+    path.write_text(text.replace("TARGETS", targets))
+    return plan(load(path, overrides), where)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [(AVX2, "x86-avx2"), (VNNI, "x86-avx512-vnni"), (ARM, "arm64-dotprod"), (RISCV, "generic-cpu")],
+)
+def test_host_is_described_by_its_features(host: Host, name: str) -> None:
+    found = world(host).host_profile
+    assert found is not None
+    assert found.name == name
+
+
+def test_avx2_host_gets_seven_bit_weights_and_the_record_says_why(tmp_path: Path) -> None:
+    result = planned(tmp_path, "host-cpu", world(AVX2))
+    step = next(step for step in result.steps if step.stage == "quantize")
+    assert step.hardware is not None
+    assert step.hardware.quantization.weights.codes == (-64, 63)
+    row = next(row for row in result.rows if row.candidate == "ptq")
+    scheme: Any = assemble(row, [], None, step.hardware)["details"]["scheme"]  # type: ignore[index,call-overload]
+    assert "[-64, 63]" in scheme["weights"]
+    assert "saturates without VNNI" in scheme["why"]
+
+
+def test_equal_steps_merge(tmp_path: Path) -> None:
+    # Two devices with one scheme share the quantized model; the host is one of them.
+    result = planned(tmp_path, "host-cpu, x86-avx512-vnni", world(VNNI))
+    stages = [step.stage for step in result.steps]
+    assert stages.count("train") == 1
+    assert stages.count("quantize") == 1
+    assert stages.count("evaluate") == 3
+    two = planned(tmp_path, "host-cpu, zcu104", world(VNNI))
+    assert [step.stage for step in two.steps].count("quantize") == 2
+
+
+def test_steps_stand_after_what_they_need(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for step in planned(tmp_path, "host-cpu, zcu104", world(VNNI)).steps:
+        assert all(source.step in seen for source in step.inputs.values())
+        seen.add(step.key)
+
+
+def test_absent_devices_cost_no_step_and_say_why(tmp_path: Path) -> None:
+    result = planned(tmp_path, "nvidia-l4, arm64-dotprod, x86-amx", world(VNNI))
+    assert result.steps == ()
+    reasons = {row.target: row.unavailable for row in result.rows}
+    assert "tensorrt: absent" in str(reasons["nvidia-l4"])
+    assert "x86_64" in str(reasons["arm64-dotprod"])
+    assert "amx_int8" in str(reasons["x86-amx"])
+    assert all(row.fix for row in result.rows)
+
+
+def test_better_silicon_runs_the_model_but_its_latency_is_not_the_devices(tmp_path: Path) -> None:
+    result = planned(tmp_path, "x86-avx2", world(VNNI))
+    assert not any(step.stage == "benchmark" for step in result.steps)
+    assert any(step.stage == "evaluate" for step in result.steps)
+    assert "not that of x86-avx2" in result.rows[0].notes["latency_ms"]
+
+
+def test_float_has_no_fpga_design(tmp_path: Path) -> None:
+    rows = {row.candidate: row for row in planned(tmp_path, "zcu104", world(VNNI)).rows}
+    assert not rows["float"].applicable
+    assert not rows["slim"].applicable
+    assert rows["ptq"].unavailable is None
+
+
+def keys(result: Plan) -> dict[str, str]:
+    return {step.label: step.key for step in result.steps}
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("seed=1", {"train the float model", "export ptq", "benchmark ptq on host-cpu"}),
+        ("train.epochs=3", {"train the float model", "prune for slim"}),
+        ("benchmark.batch=4", {"benchmark ptq on host-cpu"}),
+        ("model.width=16", {"train the float model"}),
+        ("name=other", set()),
+        ("requirements=[]", set()),
+    ],
+)
+def test_keys_change_with_what_the_step_depends_on(tmp_path: Path, override: str, changed: set[str]) -> None:
+    before = keys(planned(tmp_path, "host-cpu", world(VNNI)))
+    after = keys(planned(tmp_path, "host-cpu", world(VNNI), override))
+    different = {label for label in before if before[label] != after[label]}
+    assert changed <= different
+    if not changed:
+        assert different == set()
+    if override.startswith("benchmark"):
+        assert "train the float model" not in different
+
+
+def test_data_and_machine_enter_the_keys(tmp_path: Path) -> None:
+    base = keys(planned(tmp_path, "host-cpu", world(VNNI)))
+    other_data = keys(planned(tmp_path, "host-cpu", world(VNNI, data="e")))
+    assert base["train the float model"] != other_data["train the float model"]
+    other = Host(arch=VNNI.arch, isa=VNNI.isa, cpu="another", cores=2, system="Linux")
+    moved = keys(planned(tmp_path, "host-cpu", world(other)))
+    assert base["train the float model"] == moved["train the float model"]
+    assert base["benchmark ptq on host-cpu"] != moved["benchmark ptq on host-cpu"]
+
+
+def test_float_baseline_is_added_where_none_is_named(tmp_path: Path) -> None:
+    text = PROFILE.replace("  float: []\n", "")
+    result = planned(tmp_path, "host-cpu", world(VNNI), text=text)
+    assert [row.candidate for row in result.rows if row.is_float] == ["fp32"]
+
+
+def test_int4_is_refused_by_name_and_line(tmp_path: Path) -> None:
+    text = PROFILE.replace("method: ptq", "weights: int4")
+    with pytest.raises(ConfigError) as caught:
+        planned(tmp_path, "host-cpu, nvidia-l4, zcu104", world(VNNI), text=text)
+    problems = caught.value.problems
+    assert [p.problem for p in problems] == [
+        "weights are int4, but x86-avx512-vnni runs int8",
+        "weights are int4, but nvidia-l4 runs int8",
+    ]
+    assert all(str(p.where).endswith("p.yaml:6") for p in problems)
+    planned(tmp_path, "zcu104", world(VNNI), text=text)  # the FPGA takes it

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from hwopt.report.plot import ticks
+from hwopt.report.render import render
+from hwopt.report.rows import latency, points, speedup, warnings
+from hwopt.report.text import terminal
+from tests.conftest import DigitsRun
+
+VOID = {"meta", "line", "circle"}
+
+
+class Balanced(HTMLParser):
+    """Counts that every element is closed, and notes what would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [f"{tag} {k}={v}" for k, v in attrs if k in {"src", "href"}]
+        if tag in {"script", "link", "iframe", "img"}:
+            self.fetched.append(tag)
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [f"{tag} {k}={v}" for k, v in attrs if k in {"src", "href"}]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack
+        assert self.stack.pop() == tag
+
+
+def test_page_is_whole_and_fetches_nothing(digits_run: DigitsRun) -> None:
+    page = render(digits_run.record, "html")
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.stack == []
+    assert parser.fetched == []
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("<svg") == 2
+    for words in ("PASS", "slim-qat", "estimated", "What was not checked", "QLinearConv"):
+        assert words in page
+
+
+def test_same_record_same_bytes(digits_run: DigitsRun) -> None:
+    for form in ("html", "md", "json"):
+        assert render(digits_run.record, form) == render(copy.deepcopy(digits_run.record), form)
+
+
+def test_hostile_names_take_no_effect(digits_run: DigitsRun) -> None:
+    record: Any = copy.deepcopy(digits_run.record)
+    evil = '<script>alert("x")</script>|`[a](b)'
+    record["name"] = evil
+    record["results"][0]["candidate"] = evil
+    assert "<script" not in render(record, "html")
+    text = render(record, "md")
+    assert "<script" not in text
+    assert "\\`\\[a\\]" in text
+
+
+def test_terminal_table_is_aligned(digits_run: DigitsRun) -> None:
+    lines = terminal(digits_run.record).splitlines()
+    column = lines[0].index("accuracy")
+    assert all(re.match(r"\d+\.\d+%|–|─", line[column:]) for line in lines[1:17])
+    assert any("nvidia-l4 was not run" in line for line in lines) or "nvidia-l4" in lines[12]
+
+
+def test_warnings_name_versions_slower_than_float(digits_run: DigitsRun) -> None:
+    record: Any = copy.deepcopy(digits_run.record)
+    row = next(r for r in record["results"] if r["candidate"] == "int8-ptq" and r["target"] == "host-cpu")
+    row["speedup"] = {"estimate": 0.8, "low": 0.78, "high": 0.82}
+    row["details"]["benchmark"]["pairs"]["degraded"] = True
+    found = warnings(record)
+    assert any("int8-ptq on host-cpu is slower than float: 0.80× [0.78, 0.82]" in text for text in found)
+    assert any("undisturbed" in text for text in found)
+
+
+def test_cells() -> None:
+    assert points(0.0) == "0.00 pp"
+    assert points(-0.00139) == "-0.14 pp"
+    assert points(0.0036) == "+0.36 pp"
+    assert latency({"p50": 0.0224}) == "22.4 µs"
+    assert latency({"p50": 1.5}) == "1.5 ms"
+    assert speedup({"estimate": 2.0, "low": None, "high": None}) == "2.00× [too few pairs]"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (98.1, 99.2, [98.0, 98.5, 99.0, 99.5])],
+)
+def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == expected
+    assert ticks(5.0, 5.0)[0] <= 5.0 <= ticks(5.0, 5.0)[-1]
