@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
+from hwopt.core.artifact import Kind
 from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.choices import Choice
 from hwopt.core.hardware import QuantizationScheme
@@ -115,6 +116,11 @@ def load(path: Path, import_root: Path | None) -> Network:
             fix="the model's code has changed since the checkpoint was written; train again",
         ) from None
     return Network(module=module, recipe=recipe, table=table)
+
+
+def kind_of(path: Path) -> Kind:
+    """Whether a checkpoint is float or fake-quantized."""
+    return Kind.CHECKPOINT if read_recipe(path).scheme is None else Kind.QUANTIZED_CHECKPOINT
 
 
 def quantized_twin(

@@ -78,7 +78,7 @@ def run_stage(
     for path in outputs.values():
         if path.is_dir():
             raise ConfigError(f"{path} is a folder", fix="give the name of a file")
-    artifacts = {port: _artifact(path, spec.consumes[port]) for port, path in inputs.items()}
+    artifacts = {port: _artifact(path, spec, port) for port, path in inputs.items()}
     step = Step(key="", stage=stage, label=stage, config=config, hardware=job.hardware, inputs={}, where=None)
     with tempfile.TemporaryDirectory() as folder:
         context = StageContext(
@@ -97,8 +97,14 @@ def run_stage(
     return result.facts
 
 
-def _artifact(path: Path, kinds: frozenset[Kind]) -> Artifact:
+def _artifact(path: Path, spec: StageSpec, port: str) -> Artifact:
     if not path.is_file():
         raise ConfigError("no such file", where=str(path))
-    kind, *_ = sorted(kinds)
+    kind: Kind = load_reference("hwopt.checkpoints:kind_of")(path)
+    if kind not in spec.consumes[port]:
+        raise ConfigError(
+            f"{spec.name} does not take a {kind.value}",
+            where=str(path),
+            fix=f"give a {' or a '.join(sorted(spec.consumes[port]))}",
+        )
     return Artifact(kind=kind, digest=digest_of_file(path), bytes=path.stat().st_size, path=path)

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 110, 16, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 110, 28, 44
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def scatter(data: Sequence[Point]) -> Markup:
         parts.append(_line(LEFT, py(tick), WIDTH - RIGHT, py(tick), "grid"))
         parts.append(_text(LEFT - 8, py(tick) + 4, _number(tick), "end"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "p50 latency, ms", "middle"))
-    parts.append(_text(LEFT, TOP - 4, "accuracy, %", "middle"))
+    parts.append(_text(LEFT, TOP - 12, "accuracy, %", "middle"))
     labels: list[tuple[float, float]] = []
     for p in sorted(data, key=lambda p: (-p.y, p.x)):
         kind = f"point {p.tier}" + (" chosen" if p.chosen else "")

@@ -81,8 +81,15 @@ def size(value: int | None) -> str:
 
 
 def table(record: Record) -> list[list[str]]:
-    """All rows of a record."""
-    return [cells(r, record["choice"].get(r["target"]) == r["candidate"]) for r in record["results"]]
+    """All rows of a record; a target that is not here takes one line."""
+    found: list[list[str]] = []
+    for target, choice in record["choice"].items():
+        rows = [r for r in record["results"] if r["target"] == target]
+        if rows and all(r["status"] == "unavailable" and r["details"]["applicable"] for r in rows):
+            found.append([f"all {len(rows)}", target, *[_NONE] * (len(HEADINGS) - 3), "not here"])
+        else:
+            found += [cells(r, choice == r["candidate"]) for r in rows]
+    return found
 
 
 def sentence(record: Record) -> str:

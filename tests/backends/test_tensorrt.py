@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hwopt.backends.tensorrt import spec
-from hwopt.core.backend import LoadFunction
+from hwopt.config.hardware import shipped
+from hwopt.core.backend import LoadFunction, Recipe
 from hwopt.errors import StageFailedError
 from hwopt.testing.runtime import RuntimeContract
 
@@ -65,6 +67,13 @@ def test_inspector_schemas(runtime: Any, field: str) -> None:
     assert (node.name, node.integer, node.weighted) == ("conv1", True, True)
     assert not runtime.precision_of({**layer, "Inputs": [{field: "Half"}]}).integer
     assert not runtime.precision_of({**layer, "LayerType": "Reformat"}).weighted
+
+
+def test_another_gpu_is_not_passed_off_as_the_target(runtime: Any) -> None:
+    properties = SimpleNamespace(major=9, minor=0)
+    runtime.cudart.cudaGetDeviceProperties = lambda index: (0, properties)
+    with pytest.raises(StageFailedError, match=r"GPU here is cc9\.0, nvidia-l4 is cc8\.9"):
+        runtime.load(Path("m.onnx"), Recipe(), shipped("nvidia-l4"))
 
 
 def test_cuda_errors_are_ours(runtime: Any) -> None:

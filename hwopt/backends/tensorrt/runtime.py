@@ -149,5 +149,16 @@ def precision_of(layer: Mapping[str, Any]) -> NodePrecision:
 
 
 def load(model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> TensorRt:
-    """Build and load; threads and spinning do not apply to a GPU."""
+    """Build and load; threads and spinning do not apply to a GPU.
+
+    Raises:
+        StageFailedError: the GPU here is not of the generation that the profile describes.
+    """
+    properties = cuda(cudart.cudaGetDeviceProperties(0))
+    here = f"cc{properties.major}.{properties.minor}"
+    if hardware.isa and here not in hardware.isa:
+        raise StageFailedError(
+            f"the GPU here is {here}, {hardware.name} is {', '.join(hardware.isa)}",
+            fix="name the GPU that is here as the target",
+        )
     return TensorRt(model)
