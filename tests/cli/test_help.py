@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -69,3 +70,50 @@ def test_unknown_command_has_a_suggestion() -> None:
     outcome = hwopt("pipline")
     assert outcome.code == 2
     assert "did you mean 'pipeline'" in outcome.err
+
+
+def reference() -> str:
+    """docs/cli.md, from the commands themselves."""
+    lines = [
+        "# Command line",
+        "",
+        "Written by `pytest tests/cli/test_help.py --update-goldens`; stdout is data, stderr is progress.",
+        "",
+        "| exit code | meaning |",
+        "|---|---|",
+        "| 0 | done, or verdict PASS |",
+        "| 1 | verdict FAIL |",
+        "| 2 | usage or config error |",
+        "| 3 | verdict INCONCLUSIVE (0 with `--inconclusive-ok`) |",
+        "| 4 | environment or engine missing |",
+        "| 5 | a stage failed; other candidates went on |",
+        "| 6 | unsafe input refused |",
+        "| 7 | another run holds the store |",
+        "| 8 | disk or memory ran out |",
+        "| 70 | internal error |",
+        "| 130 | interrupted; the same command goes on from there |",
+    ]
+
+    def add(command: click.Command, path: str) -> None:
+        text = (
+            CliRunner()
+            .invoke(cli, [*path.split()[1:], "--help"], prog_name="hwopt", terminal_width=100)
+            .output
+        )
+        lines.extend(["", f"## {path}", "", "```text", text.rstrip(), "```"])
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None, name
+                add(child, f"{path} {name}")
+
+    add(cli, "hwopt")
+    return "\n".join(lines) + "\n"
+
+
+def test_command_line_reference(request: pytest.FixtureRequest) -> None:
+    path = ROOT / "docs" / "cli.md"
+    if request.config.getoption("--update-goldens"):
+        path.write_text(reference())
+    assert path.read_text() == reference()
