@@ -40,12 +40,12 @@ layers: $(STAMP)
 
 check: test lint types layers  ## what CI runs
 
-bench: $(STAMP)  ## the newest run's models of the host's CPU against float, measured again
+bench: $(STAMP)  ## the profile's measurements again; trained and exported models are kept
 	$(BIN)/hwopt pipeline run $(PROFILE) --remeasure
 
 report: $(STAMP)  ## the newest run as Markdown
 	$(BIN)/hwopt report latest --format md
 
-clean:
-	rm -rf .venv .hwopt .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+clean:  ## all but the run records in .hwopt
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -92,13 +92,24 @@ def read_recipe(path: Path) -> Recipe:
     return _read(path, tensors=False)[0]
 
 
-def load(path: Path, import_root: Path | None) -> Network:
+def load(path: Path, import_root: Path | None, own_model: Mapping[str, Any] | None = None) -> Network:
     """Rebuild the network and load its weights.
 
+    Args:
+        import_root: where the user's modules are looked for.
+        own_model: the profile's model section. A checkpoint that names a function of the user's is only
+            loaded where the profile names the same one: a file must not choose what code runs.
     Raises:
         ConfigError: not a checkpoint of hwopt, or its weights do not fit its recipe.
+        UnsafeInputError: the file names code that the profile does not name.
     """
     recipe, state = _read(path, tensors=True)
+    if recipe.model.factory is not None and recipe.model.to_json() != dict(own_model or {}):
+        raise UnsafeInputError(
+            f"the checkpoint asks for {recipe.model.factory!r}, which is not the model of the profile",
+            where=str(path),
+            fix="give the profile that the checkpoint was made with",
+        )
     rng = torch.get_rng_state()  # building initializes weights; that must not disturb the caller's stream
     module = build_model(recipe.model, recipe.sample_shape, recipe.classes, import_root)
     if recipe.shapes is not None:
@@ -153,7 +164,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[Recipe, dict[str, Tensor]]:
         )
     try:
         return Recipe.from_json(json.loads(header)), state
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UnsafeInputError(
             f"the recipe in the file's header is broken: {error}", where=str(path)
         ) from None

@@ -6,12 +6,15 @@ Built-in and outside plug-ins take the same road: a package adds names by the en
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -99,16 +102,34 @@ def load_reference(reference: str) -> Any:
 
 
 def resolve(kind: str, name: str) -> Any:
-    """The plug-in ``name`` of ``kind``, imported now; ConfigError with a hint for an unknown name."""
+    """The plug-in ``name`` of ``kind``, imported now.
+
+    Raises:
+        ConfigError: an unknown name, with a hint; or a plug-in that does not import, with its provider.
+    """
     names = table(kind)
     if name not in names:
         raise ConfigError(f"unknown {kind} {name!r}", fix=did_you_mean(name, names))
-    return load_reference(names[name])
+    try:
+        return load_reference(names[name])
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the {kind} {name!r} ({names[name]}) does not import: {error}",
+            fix="reinstall the package that provides it",
+        ) from error
+
+
+def provider_version(kind: str, name: str) -> str | None:
+    """Version of the outside package that provides a name; None for the built-in ones."""
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        if entry.name == f"{kind}.{name}" and entry.dist is not None:
+            return f"{entry.dist.name} {entry.dist.version}"
+    return None
 
 
 @contextmanager
 def user_modules(root: Path | None) -> Iterator[None]:
-    """Make the modules of the project folder importable, and nothing outside it."""
+    """Make the modules of the project folder importable."""
     if root is None:
         yield
         return
@@ -119,23 +140,48 @@ def user_modules(root: Path | None) -> Iterator[None]:
         sys.path.remove(str(root))
 
 
+def source_files(module: str, root: Path) -> list[Path]:
+    """The files of the project folder that a user's module consists of, found by reading its imports."""
+    found: dict[Path, None] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        base = root.joinpath(*name.split("."))
+        path = next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+        if path is None or path in found:
+            continue
+        found[path] = None
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        with contextlib.suppress(SyntaxError):  # importing it will say so, with the line
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.Import):
+                    waiting += [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    above = (
+                        package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                    )
+                    start = ".".join([*[a for a in above if a], *([node.module] if node.module else [])])
+                    waiting += [start, *(f"{start}.{alias.name}" for alias in node.names)]
+    return sorted(found)
+
+
 def call_factory(
     reference: str, root: Path | None, offered: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Any:
     """Call the user's ``module:function`` with its options and with what it asks for of ``offered``.
 
     Raises:
-        ConfigError: the module or function is not there, or does not take the options.
+        ConfigError: the module or function is not there, does not take the options, or raised; with the
+            user's own file and line.
     """
     module_name, _, function_name = reference.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigError(
+            f"{module_name!r} belongs to Python's standard library",
+            fix="name a function of your own project or of an installed package",
+        )
     with user_modules(root):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"cannot import {module_name!r}: no module named {error.name!r}",
-                fix=f"the module is looked for in {root or Path.cwd()} and among the installed packages",
-            ) from None
+        module = _guarded(reference, lambda: importlib.import_module(module_name), root)
         function = getattr(module, function_name, None)
         if not callable(function):
             raise ConfigError(f"the module {module_name!r} has no function {function_name!r}")
@@ -149,4 +195,27 @@ def call_factory(
                 f"{reference}{signature} does not fit the options {sorted(options)}: {error}",
                 fix=f"it is called by keyword, and may also take {', '.join(offered)}" if offered else None,
             ) from None
-        return function(**given, **options)
+        return _guarded(reference, lambda: function(**given, **options), root)
+
+
+def _guarded(reference: str, call: Callable[[], Any], root: Path | None) -> Any:
+    """Run the user's code; whatever it raises is the user's error, placed in the user's file."""
+    try:
+        return call()
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"cannot import {reference.partition(':')[0]!r}: no module named {error.name!r}",
+            fix=f"the module is looked for in {root or Path.cwd()} and among the installed packages",
+        ) from error
+    except SyntaxError as error:
+        raise ConfigError(
+            f"{reference}: syntax error: {error.msg}", where=f"{error.filename}:{error.lineno}"
+        ) from error
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if root is not None and Path(f.filename).is_relative_to(root)]
+        place = (own or frames)[-1]
+        text = str(error).splitlines()[0] if str(error) else ""
+        raise ConfigError(
+            f"{reference} raised {type(error).__name__}: {text}", where=f"{place.filename}:{place.lineno}"
+        ) from error

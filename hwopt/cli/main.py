@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -13,11 +14,10 @@ import click
 
 import hwopt
 from hwopt.cli.lazy import LazyGroup
-from hwopt.errors import HwoptError
+from hwopt.errors import HwoptError, ResourceLimitError
 
 INTERRUPTED: Final = 130
 INTERNAL: Final = 70
-RESOURCES: Final = 8
 
 _COMMANDS: Final = {
     "pipeline": ("run, plan or validate a pipeline profile", "hwopt.cli.pipeline:pipeline"),
@@ -26,7 +26,7 @@ _COMMANDS: Final = {
     "quantize": ("quantize a checkpoint for a device", "hwopt.cli.single:quantize"),
     "export": ("write a checkpoint as ONNX", "hwopt.cli.single:export"),
     "bench": ("measure ONNX models against each other", "hwopt.cli.bench:bench"),
-    "report": ("render a run as HTML, Markdown or JSON", "hwopt.cli.report:report"),
+    "report": ("render a run as HTML, Markdown, JSON or CSV", "hwopt.cli.report:report"),
     "runs": ("list and show recorded runs", "hwopt.cli.runs:runs"),
     "hardware": ("list, show and detect devices", "hwopt.cli.hardware:hardware"),
     "doctor": ("what is installed, what is missing, how to get it", "hwopt.cli.doctor:doctor"),
@@ -52,41 +52,52 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry point: run a command, map every error to its exit code."""
-    debug = "--debug" in sys.argv
     signal.signal(signal.SIGTERM, _interrupt)
+    code = _run("--debug" in sys.argv)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _reader_left()
+    sys.exit(code)
+
+
+def _run(debug: bool) -> int:
     try:
         code = cli.main(standalone_mode=False)
-        sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
-        _say("interrupted; finished steps are kept, the same command goes on from there")
-        sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
-        _say("interrupted; finished steps are kept, the same command goes on from there")
-        sys.exit(INTERRUPTED)
+        return code if isinstance(code, int) else 0
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the farewell
+        _say("interrupted; a pipeline keeps its finished steps, and the same command goes on from there")
+        return INTERRUPTED
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except HwoptError as error:
-        if debug:
-            raise
-        _say(str(error))
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output has left; nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except MemoryError:
-        _say("error: out of memory\n  fix: lower batch_size, or use a machine with more memory")
-        sys.exit(RESOURCES)
+        return error.exit_code
+    except (BrokenPipeError, SystemExit):  # Click turns a closed pipe into the latter, and nothing else does
+        return _reader_left()
     except Exception as error:
         if debug:
-            raise
-        _say(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "  fix: this is a bug of hwopt; run again with `hwopt --debug …` and report what it prints"
-        )
-        sys.exit(INTERNAL)
+            traceback.print_exc()
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, HwoptError):
+        _say(str(error))
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        _say("error: out of memory\n  fix: lower batch_size, or use a machine with more memory")
+        return ResourceLimitError.exit_code
+    _say(
+        f"internal error: {type(error).__name__}: {error}\n"
+        "  fix: this is a bug of hwopt; run again with `hwopt --debug …` and report what it prints"
+    )
+    return INTERNAL
+
+
+def _reader_left() -> int:
+    """The reader of our output has gone, as `| head` does; nothing more can be said to it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _say(text: str) -> None:

@@ -133,7 +133,9 @@ def quantize(
         epochs=epochs,
         calibration_samples=calibration_samples,
     )
-    decisions = output.with_suffix(".decisions.json")
+    if output.is_dir() or not output.name:
+        raise ConfigError(f"{output} is a folder", where="-o", fix="give the name of a file")
+    decisions = output.with_name(output.stem + ".decisions.json")
     facts = run_stage(
         "quantize", config, job, {"checkpoint": checkpoint}, {"checkpoint": output, "decisions": decisions}
     )

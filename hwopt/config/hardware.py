@@ -58,5 +58,10 @@ def shipped(name: str) -> HardwareProfile:
 def find(name: str, base: Path) -> HardwareProfile:
     """By name, or by path (relative to ``base``) where ``name`` ends in .yaml."""
     if name.endswith((".yaml", ".yml")):
-        return read(base / name)
+        path = base / name
+        if not path.is_file():
+            raise ConfigError(
+                f"no such hardware profile: {name}", fix=f"it is looked for in {path.parent.resolve()}"
+            )
+        return read(path)
     return shipped(name)

@@ -64,7 +64,7 @@ def _problems(
             text = f"{name}: {context['error']}"
         else:
             text = f"{name} is {_shown(given)}: {_plain(item['msg'])}"
-            fix = _type_hint(kind, given)
+            fix = _type_hint(kind, given, str(context.get("expected", "")))
         yield Problem(problem=text, where=document.where((*at, *loc), key=is_key), fix=fix)
 
 
@@ -109,12 +109,18 @@ def _shown(value: Any) -> str:
 
 
 def _plain(message: str) -> str:
-    return message[0].lower() + message[1:].replace("Input should", "should") if message else message
+    return message.replace("Input should", "it should") if message else message
 
 
-def _type_hint(kind: str, given: Any) -> str | None:
+def _type_hint(kind: str, given: Any, expected: str) -> str | None:
     if kind in {"int_type", "float_type", "bool_type"} and isinstance(given, str):
         return "remove the quotes, or write a number (true/false for a switch)"
+    if kind == "literal_error":
+        return did_you_mean(
+            str(given), [word.strip("' ") for word in expected.replace(" or ", ",").split(",")]
+        )
+    if kind in {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "int_from_float"}:
+        return "give a number in that range"
     if kind == "string_type":
         return "put the value in quotes"
     return None

@@ -28,7 +28,7 @@ _FACTORY: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 class _Head(Settings):
     """The top level; sections are checked one by one against what they name."""
 
-    name: Annotated[str, Field(pattern=_NAME.pattern + "$")]
+    name: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     data: object
@@ -65,7 +65,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         path=path,
         name=head.name,
         seed=head.seed,
-        threads=head.threads or len(os.sched_getaffinity(0)),
+        threads=head.threads,
         data=data,
         data_where=document.where(("data",), key=True),
         model=model,
@@ -96,9 +96,18 @@ def _override(document: Document, override: str) -> None:
     if not isinstance(node, dict):
         raise ConfigError(f"{key!r} lies below something that is no mapping", where="--set")
     value = parse_scalar(text)
-    if isinstance(value, str) and ("/" in value or os.sep in value) and Path(value).exists():
+    document.overridden.add(tuple(parts))
+    if isinstance(value, str) and ("/" in value or os.sep in value) and _exists(Path(value)):
         value = str(Path(value).resolve())  # a path typed at a prompt starts at the current folder
     node[parts[-1]] = value
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there; text that cannot be a path is nowhere."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 class _Reader:
@@ -160,7 +169,7 @@ class _Reader:
         """Relative to the profile's folder, else to the current one; both are named if neither exists."""
         tried = [(self.base / given).resolve(), Path(given).resolve()]
         for path in tried:
-            if path.exists():
+            if _exists(path):
                 return str(path)
         self.complain(
             f"no such file or folder: {given}",
@@ -239,7 +248,12 @@ class _Reader:
         return tuple(links)
 
     def targets(self, value: JSON) -> tuple[Target, ...]:
-        if not isinstance(value, list) or not value:
+        if not isinstance(value, list):
+            self.complain(
+                f"targets is {value!r}, expected a list", ("targets",), "write targets: [host-cpu]", key=True
+            )
+            return ()
+        if not value:
             self.complain(
                 "targets must list at least one device", ("targets",), "write targets: [host-cpu]", key=True
             )
@@ -250,17 +264,16 @@ class _Reader:
             if not isinstance(name, str):
                 self.complain(f"a target is a device's name, not {name!r}", at)
                 continue
-            if name in {target.name for target in result}:
-                self.complain(f"the target {name!r} stands twice", at, "remove one")
-                continue
             try:
                 device = None if name == HOST_CPU else hardware_profiles.find(name, self.base)
             except ConfigError as error:
                 self.absorb(error, at)
                 continue
-            result.append(
-                Target(name=device.name if device else name, hardware=device, where=self.document.where(at))
-            )
+            name = device.name if device else name
+            if name in {target.name for target in result}:
+                self.complain(f"the target {name!r} stands twice", at, "remove one")
+                continue
+            result.append(Target(name=name, hardware=device, where=self.document.where(at)))
         return tuple(result)
 
     def requirements(self, value: JSON, targets: tuple[Target, ...]) -> tuple[Requirement, ...]:

@@ -7,6 +7,7 @@ attack and none of the YAML 1.1 surprises: only ``true`` and ``false`` are boole
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,6 @@ _FLOAT = re.compile(r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[e
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_PLAIN_TAGS = frozenset({"tag:yaml.org,2002:" + name for name in ("map", "seq", "str")})
 
 
 @dataclass(slots=True)
@@ -39,9 +39,13 @@ class Document:
     value: JSON
     lines: dict[KeyPath, int] = field(default_factory=dict)
     key_lines: dict[KeyPath, int] = field(default_factory=dict)
+    overridden: set[KeyPath] = field(default_factory=set)  # keys given on the command line
 
     def where(self, path: KeyPath, *, key: bool = False) -> str:
         """``file:line`` of a key path, or of its nearest parent that stands in the file."""
+        for given in self.overridden:
+            if path[: len(given)] == given:
+                return "--set " + ".".join(map(str, given))
         table = self.key_lines if key else self.lines
         while path and path not in table and path not in self.lines:
             path = path[:-1]
@@ -75,6 +79,7 @@ def parse(text: str, path: Path) -> Document:
     document = Document(path=path, value=None)
     try:
         # compose() builds nodes only; no tag is ever turned into an object.
+        _refuse_tags(text, path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -97,6 +102,19 @@ def parse_scalar(text: str) -> JSON:
     return parse(text, Path("--set")).value
 
 
+def _refuse_tags(text: str, path: Path) -> None:
+    """Any explicit tag, wherever it stands; aliases carry none."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ConfigError(
+                f"the tag {tag} is not allowed",
+                where=f"{path}:{line}",
+                fix="remove the tag",
+            )
+
+
 class _Builder:
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -111,16 +129,10 @@ class _Builder:
             raise ConfigError(f"nested deeper than {MAX_DEPTH} levels", where=where)
         self.document.lines[path] = node.start_mark.line + 1
         if isinstance(node, yaml.MappingNode):
-            self._refuse_tag(node, where)
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            self._refuse_tag(node, where)
             return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
         return self._scalar(node, where)
-
-    def _refuse_tag(self, node: yaml.Node, where: str) -> None:
-        if node.tag not in _PLAIN_TAGS:
-            raise ConfigError(f"the tag {node.tag} is not allowed", where=where, fix="remove the tag")
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> JSON:
         result: dict[str, JSON] = {}
@@ -143,11 +155,8 @@ class _Builder:
 
     def _scalar(self, node: Any, where: str) -> JSON:
         text: str = node.value
-        if node.style in ("'", '"', "|", ">") or node.tag == "!":
+        if node.style in ("'", '"', "|", ">"):
             return text
-        # An explicit tag shows as a tag that the plain text would not have resolved to.
-        if node.tag.startswith("!") or node.tag.startswith("tag:yaml.org,2002:python"):
-            raise ConfigError(f"the tag {node.tag} is not allowed", where=where, fix="remove the tag")
         if text in _NULL:
             return None
         if text in _BOOL:
@@ -156,8 +165,8 @@ class _Builder:
             if len(text) > 30:
                 raise ConfigError(f"the number has {len(text)} digits", where=where)
             return int(text.replace("_", ""))
-        if _FLOAT.match(text):
-            return float(text.replace("_", ""))
-        if _SPECIAL_FLOAT.match(text):
+        if _FLOAT.match(text) and math.isfinite(float(text)):
+            return float(text)
+        if _FLOAT.match(text) or _SPECIAL_FLOAT.match(text):
             raise ConfigError(f"{text} is not a finite number", where=where, fix="write a finite number")
         return text

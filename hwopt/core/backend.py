@@ -78,6 +78,10 @@ class Availability:
     reason: str | None = None
     fix: str | None = None
     version: str | None = None
+    device: str | None = (
+        None  # the accelerator that is here, with its driver; enters the keys of measured steps
+    )
+    isa: str | None = None  # its generation in the words of hardware profiles, for example cc8.9
 
 
 class ProbeFunction(Protocol):

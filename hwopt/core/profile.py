@@ -81,7 +81,7 @@ class PipelineProfile:
     path: Path
     name: str
     seed: int
-    threads: int
+    threads: int | None  # None: the cores that the process may use
     data: Choice
     data_where: str
     model: Choice

@@ -21,6 +21,13 @@ def samples(x: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
     """
     if x.dtype == object or x.dtype.kind not in "uif":
         raise ConfigError(f"{name} holds {x.dtype}, not numbers", fix="store uint8 or float32 arrays")
+    if x.ndim >= 3 and x.dtype.kind in "ui" and x.dtype != np.uint8:
+        raise ConfigError(
+            f"{name} holds images of {x.dtype}, whose scale is not known",
+            fix="store uint8 images (scaled to 0…1 here), or floats",
+        )
+    if x.size == 0:
+        raise ConfigError(f"{name} has shape {list(x.shape)}: samples without a value")
     if x.ndim not in {2, 3, 4}:
         raise ConfigError(
             f"{name} has shape {list(x.shape)}", fix="give N×F tables, or images N×H×W or N×H×W×C"
@@ -56,10 +63,18 @@ def checked(name: str, arrays: dict[str, npt.NDArray[Any]], classes: int | None 
         )
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        if x.ndim == 0 or y.ndim == 0:
+            raise ConfigError(f"x_{split} or y_{split} is a single number", fix="give one entry a sample")
         if len(x) == 0:
             raise ConfigError(f"x_{split} is empty", fix="give at least one sample")
         if len(x) != len(y):
             raise ConfigError(f"x_{split} has {len(x)} samples and y_{split} {len(y)} labels")
+    if arrays["x_train"].dtype != arrays["x_test"].dtype:
+        raise ConfigError(
+            f"x_train holds {arrays['x_train'].dtype} and x_test {arrays['x_test'].dtype}, so they would be "
+            "scaled differently",
+            fix="store both as uint8 images, or both as floats",
+        )
     x_train, x_test = samples(arrays["x_train"], "x_train"), samples(arrays["x_test"], "x_test")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise ConfigError(

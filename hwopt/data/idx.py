@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -64,7 +65,13 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             if size > MAX_BYTES:
                 raise ConfigError(f"the file declares {size:,} bytes", where=str(path))
             body = handle.read(size)
-    except (OSError, EOFError, struct.error) as error:
+            if handle.read(1):  # reading past the data also makes gzip check its sum
+                raise ConfigError(
+                    f"the file holds more than the {size:,} bytes it declares",
+                    where=str(path),
+                    fix="fetch the file anew",
+                )
+    except (OSError, EOFError, struct.error, zlib.error) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(path), fix="fetch the file anew") from None
     if len(body) != size:
         raise ConfigError(

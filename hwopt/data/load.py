@@ -30,7 +30,7 @@ def load_dataset(choice: Choice, call: CallFactory) -> Dataset:
         return dataset
     given = call(str(choice.factory), choice.options)
     if isinstance(given, Dataset):
-        given = {key: getattr(given, key) for key in KEYS}
+        given = {key: getattr(given, key) for key in (*KEYS, "classes")}
     if isinstance(given, tuple) and len(given) == len(KEYS):
         given = dict(zip(KEYS, given, strict=True))
     if not isinstance(given, Mapping):
@@ -38,7 +38,14 @@ def load_dataset(choice: Choice, call: CallFactory) -> Dataset:
             f"{choice.factory} returned {type(given).__name__}",
             fix="return a dictionary of arrays: " + ", ".join(KEYS),
         )
-    return checked(str(choice.factory), {str(k): np.asarray(v) for k, v in given.items()})
+    try:
+        arrays = {str(k): np.asarray(v) for k, v in given.items() if str(k) in KEYS}
+    except ValueError as error:
+        raise ConfigError(
+            f"{choice.factory} returned something that is no array: {error}", fix="return NumPy arrays"
+        ) from None
+    classes = given.get("classes")
+    return checked(str(choice.factory), arrays, classes if isinstance(classes, int) else None)
 
 
 def _options(source: DataSource, choice: Choice) -> Any:
@@ -58,7 +65,14 @@ def fingerprint(choice: Choice, dataset: Callable[[], Dataset]) -> str:
         "name": choice.name,
         "options": {k: v for k, v in choice.options.items() if k not in source.paths},
     }
-    facts["files"] = [digest_of_file(path) for path in source.files(options)]
+    try:
+        facts["files"] = [digest_of_file(path) for path in source.files(options)]
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror or error}",
+            where=str(error.filename),
+            fix="name a readable file",
+        ) from None
     facts["libraries"] = {name: importlib.metadata.version(name) for name in source.libraries}
     return digest_of(facts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -41,7 +42,7 @@ def load(options: NpzOptions) -> Dataset:
             for key in KEYS:
                 if key in archive.files:
                     arrays[key] = archive[key]
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None
     except ValueError as error:
         if "pickle" in str(error):

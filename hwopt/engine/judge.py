@@ -127,6 +127,8 @@ def choose(rows: Sequence[Result]) -> Result | None:
     passing = [row for row in rows if row["verdict"] == Verdict.PASS.value and row["status"] == "ok"]
     if not passing:
         return None
+    if all(row["latency_ms"] is None for row in passing):
+        return min(passing, key=lambda row: (row["file_bytes"], row["accuracy_drop"]))
     fastest = min(passing, key=lambda row: (row["latency_ms"] or {}).get("p50") or float("inf"))
     bound = (fastest["latency_ms"] or {}).get("high")
     level = [

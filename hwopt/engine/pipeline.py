@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import importlib.util
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
@@ -30,9 +32,9 @@ from hwopt.data.load import fingerprint, load_dataset
 from hwopt.engine import host as this_host
 from hwopt.engine.judge import choose, judge_row, run_verdict
 from hwopt.engine.results import assemble
-from hwopt.errors import ConfigError, HwoptError, StageFailedError
+from hwopt.errors import ConfigError, HwoptError, Problem, ResourceLimitError, StageFailedError
 from hwopt.planning.planner import World, plan
-from hwopt.plugins import call_factory, load_reference, resolve, user_modules
+from hwopt.plugins import call_factory, load_reference, resolve, source_files, user_modules
 from hwopt.store.store import Finished, Store, new_run_id
 
 SCHEMA_VERSION: Final = 1
@@ -72,9 +74,15 @@ class Prepared:
     import_root: Path
     host_profile: HardwareProfile | None
 
+    @property
+    def threads(self) -> int:
+        """Of training."""
+        return self.profile.threads or this_host.usable_cores()
+
 
 def prepare(profile: PipelineProfile) -> Prepared:
     """Plan a profile against this machine; ConfigError with every problem."""
+    profile = replace(profile, threads=profile.threads or this_host.usable_cores())
     root = profile.path.resolve().parent
     data = loader(profile, root)
     try:
@@ -110,16 +118,22 @@ def loader(profile: PipelineProfile, root: Path) -> Callable[[], Dataset]:
 
 
 def code_digest(profile: PipelineProfile, root: Path) -> str:
-    """Digest of the file that holds the user's model, so that an edited model is trained anew."""
+    """Digest of the project's files that make up the user's model, so that an edited one is trained anew."""
     if profile.model.factory is None:
         return ""
     name = profile.model.factory.partition(":")[0]
+    files = source_files(name, root)
+    if files:
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+        return "sha256:" + digest.hexdigest()
     with user_modules(root):
         try:
             spec = importlib.util.find_spec(name)
-        except (ModuleNotFoundError, ValueError):
+        except (ImportError, ValueError):
             spec = None
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not spec.has_location:
         raise ConfigError(
             f"cannot import {name!r}",
             where=profile.model_where,
@@ -129,8 +143,21 @@ def code_digest(profile: PipelineProfile, root: Path) -> str:
 
 
 def finished_keys(plan: Plan, store: Store) -> set[str]:
-    """Keys of the steps that are finished, their files whole."""
-    return {step.key for step in plan.steps if store.finished(step.key) is not None}
+    """Keys of the steps that are finished, their inputs finished too and their files whole."""
+    done: dict[str, Finished] = {}
+    for step in plan.steps:
+        inputs = input_digests(step, done)
+        found = None if inputs is None else store.finished(step.key, inputs)
+        if found is not None:
+            done[step.key] = found
+    return set(done)
+
+
+def input_digests(step: Step, done: Mapping[str, Finished]) -> dict[str, str] | None:
+    """Digest of every input; None where one is not there yet."""
+    if any(source.step not in done for source in step.inputs.values()):
+        return None
+    return {port: done[source.step].artifacts[source.port].digest for port, source in step.inputs.items()}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,7 +169,7 @@ class _Run:
     progress: Progress
     fresh: Fresh
     done: dict[str, Finished]
-    failures: dict[str, str]
+    failures: dict[str, Problem]
     steps: list[dict[str, JSON]]
 
     def execute(self) -> None:
@@ -152,10 +179,11 @@ class _Run:
         for index, step in enumerate(plan.steps, 1):
             entry: dict[str, JSON] = {"key": step.key, "stage": step.stage, "label": step.label}
             broken = [s.step for s in step.inputs.values() if s.step in self.failures]
-            cached = None if self.again(step) else self.store.finished(step.key)
+            inputs = input_digests(step, self.done)
+            cached = None if inputs is None or self.again(step) else self.store.finished(step.key, inputs)
             if broken:
                 self.failures[step.key] = self.failures[broken[0]]
-                entry |= {"status": "skipped", "reason": self.failures[step.key], "seconds": 0.0}
+                entry |= {"status": "skipped", "reason": self.failures[step.key].problem, "seconds": 0.0}
             elif cached is not None:
                 self.done[step.key] = cached
                 entry |= {"status": "cached", "reason": None, "seconds": cached.seconds}
@@ -171,16 +199,27 @@ class _Run:
         return self.fresh is Fresh.EVERYTHING or (self.fresh is Fresh.MEASUREMENTS and measured)
 
     def attempt(self, step: Step, started: float) -> dict[str, JSON]:
+        """Run a step; what one candidate does wrong is a failed row, and the others go on."""
         try:
             self.done[step.key] = self.run_step(step, started)
-        except StageFailedError as error:
-            reason = f"{step.stage}: {'; '.join(p.problem for p in error.problems)}"
-            self.failures[step.key] = reason
-            self.progress(f"failed: {reason}")
-            return {"status": "failed", "reason": reason, "seconds": time.monotonic() - started}
-        except ConfigError as error:
-            place = step.where if step.inputs else self.prepared.profile.model_where
-            raise error.at(place) from None
+        except ResourceLimitError:
+            raise  # a full disk fails every candidate
+        except HwoptError as error:
+            first = error.problems[0]
+            if not step.inputs and not isinstance(error, StageFailedError):
+                raise error.at(self.prepared.profile.model_where) from None
+            problem = Problem(
+                problem=f"{step.stage}: {first.problem}", where=first.where or step.where, fix=first.fix
+            )
+            self.failures[step.key] = problem
+            self.progress(f"failed: {problem.problem}" + (f" → {problem.fix}" if problem.fix else ""))
+            return {
+                "status": "failed",
+                "reason": problem.problem,
+                "where": problem.where,
+                "fix": problem.fix,
+                "seconds": time.monotonic() - started,
+            }
         return {"status": "ok", "reason": None, "seconds": time.monotonic() - started}
 
     def run_step(self, step: Step, started: float) -> Finished:
@@ -191,7 +230,7 @@ class _Run:
             context = StageContext(
                 workdir=workdir,
                 seed=self.prepared.profile.seed,
-                threads=self.prepared.profile.threads,
+                threads=self.prepared.threads,
                 hardware=step.hardware,
                 model=self.prepared.profile.model.to_json(),
                 data=self.prepared.data,
@@ -203,7 +242,8 @@ class _Run:
                 port: self.store.put(result.files[port], kind) for port, kind in spec.produces.items()
             }
         seconds = time.monotonic() - started
-        self.store.commit(step.key, step.label, artifacts, result.facts, seconds)
+        digests = {port: artifact.digest for port, artifact in inputs.items()}
+        self.store.commit(step.key, step.label, artifacts, result.facts, seconds, digests)
         return Finished(artifacts=artifacts, facts=result.facts, seconds=seconds)
 
 
@@ -216,6 +256,12 @@ def call_stage(
         return function(context, inputs, step.config)
     except (HwoptError, KeyboardInterrupt, MemoryError):
         raise
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise ResourceLimitError(
+                "the disk is full", where=str(context.workdir), fix="free space and run again"
+            ) from error
+        raise StageFailedError(f"{type(error).__name__}: {error}") from error
     except Exception as error:  # the boundary to foreign libraries: one broken candidate must not end the run
         text = str(error).splitlines()[0] if str(error) else ""
         raise StageFailedError(f"{type(error).__name__}: {text}") from error
@@ -275,7 +321,7 @@ def make_record(run_id: str, started: datetime, prepared: Prepared, state: _Run)
         "started": started.isoformat(timespec="seconds"),
         "seconds": (datetime.now(UTC) - started).total_seconds(),
         "seed": profile.seed,
-        "threads": profile.threads,
+        "threads": prepared.threads,
         "profile": {"path": str(profile.path), "text": profile.text, "digest": digest_of(profile.text)},
         "environment": environment(),
     }

@@ -9,6 +9,7 @@ from hwopt.core.canonical import JSON
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.core.plan import Row
+from hwopt.errors import Problem
 
 # The stable core of a row, in order; everything else goes to `details`.
 CORE: Final = (
@@ -26,7 +27,7 @@ _TIER_ORDER: Final = [Tier.MEASURED, Tier.COMPILED, Tier.ESTIMATED, Tier.PREDICT
 
 
 def assemble(
-    row: Row, facts: list[Mapping[str, Any]], failure: str | None, hardware: HardwareProfile | None
+    row: Row, facts: list[Mapping[str, Any]], failure: Problem | None, hardware: HardwareProfile | None
 ) -> dict[str, JSON]:
     """One result. ``facts`` are those of the row's finished steps, in order; ``failure`` ends them."""
     merged: dict[str, Any] = {}
@@ -41,7 +42,7 @@ def assemble(
         "candidate": row.candidate,
         "target": row.target,
         "status": status,
-        "reason": row.unavailable or failure,
+        "reason": row.unavailable or (failure.problem if failure else None),
         # The weakest evidence names the row: an FPGA design with measured accuracy is an estimate.
         "tier": max(tiers, key=_TIER_ORDER.index).value if tiers else None,
         **{name: merged.pop(name, None) for name in CORE},
@@ -57,8 +58,11 @@ def assemble(
     details: dict[str, JSON] = dict(merged)
     details["missing"] = dict[str, JSON](missing)
     details["applicable"] = row.applicable
-    if row.fix:
-        details["fix"] = row.fix
+    fix = row.fix or (failure.fix if failure else None)
+    if fix:
+        details["fix"] = fix
+    if failure and failure.where:
+        details["where"] = failure.where
     if hardware is not None:
         scheme = hardware.quantization
         weights, activations = scheme.weights, scheme.activations

@@ -12,13 +12,15 @@ from hwopt.config import hardware as hardware_profiles
 from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.canonical import digest_of_file
 from hwopt.core.dataset import Dataset
-from hwopt.core.hardware import HardwareProfile
+from hwopt.core.hardware import DeviceKind, HardwareProfile
+from hwopt.core.host import is_device
 from hwopt.core.plan import Step
 from hwopt.core.profile import HOST_CPU, PipelineProfile
 from hwopt.core.settings import Settings
 from hwopt.core.stage import Progress, StageContext, StageResult, StageSpec
+from hwopt.engine import host as this_host
 from hwopt.engine.pipeline import call_stage, host_profile, loader, probe
-from hwopt.errors import ConfigError, EngineMissingError
+from hwopt.errors import ConfigError, EngineMissingError, HwoptError
 from hwopt.plugins import load_reference, resolve
 from hwopt.store.atomic import copy_file
 
@@ -37,7 +39,17 @@ def device(name: str) -> HardwareProfile:
 
 
 def runtime_of(hardware: HardwareProfile) -> str:
-    """The first of a device's runtimes that is here; EngineMissingError with what to install."""
+    """The first of a device's runtimes that is here; EngineMissingError with what to install.
+
+    A CPU that this machine is not of the kind of is refused: its times would be another device's.
+    """
+    host = this_host.detect()
+    if hardware.kind is DeviceKind.CPU and not is_device(host, hardware):
+        mine = host_profile()
+        raise EngineMissingError(
+            f"this machine is not a {hardware.name}" + (f" but a {mine.name}" if mine else ""),
+            fix="measure with --target host-cpu, or on such a device",
+        )
     reasons = [(name, probe(name)) for name in hardware.runtimes]
     for name, state in reasons:
         if state.available:
@@ -84,14 +96,17 @@ def run_stage(
         context = StageContext(
             workdir=Path(folder),
             seed=job.profile.seed,
-            threads=job.profile.threads,
+            threads=job.profile.threads or this_host.usable_cores(),
             hardware=job.hardware,
             model=job.profile.model.to_json(),
             data=job.data,
             progress=job.progress,
             import_root=job.profile.path.resolve().parent,
         )
-        result: StageResult = call_stage(load_reference(spec.run), context, artifacts, step)
+        try:
+            result: StageResult = call_stage(load_reference(spec.run), context, artifacts, step)
+        except HwoptError as error:
+            raise error.at(job.profile.model_where if not inputs else None) from None
         for port, path in outputs.items():
             copy_file(result.files[port], path)
     return result.facts

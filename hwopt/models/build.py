@@ -39,13 +39,18 @@ def _check_output(model: nn.Module, sample_shape: tuple[int, ...], classes: int)
     try:
         with torch.no_grad():
             logits = model(torch.zeros(2, *sample_shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # whatever the user's forward raises
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"the model does not take samples of shape {list(sample_shape)}: {str(error).splitlines()[0]}",
+            f"the model does not take samples of shape {list(sample_shape)}: {text}",
             fix="choose a model that fits the data, or change the model's options",
         ) from error
     finally:
         model.train(was_training)
+    if not isinstance(logits, torch.Tensor):
+        raise ConfigError(
+            f"the model returns a {type(logits).__name__}", fix="return one tensor of logits from forward()"
+        )
     if tuple(logits.shape) != (2, classes):
         raise ConfigError(
             f"the model gives outputs of shape {list(logits.shape)} for 2 samples; {classes} classes need "

@@ -21,7 +21,7 @@ from hwopt.core.profile import Candidate, Link, PipelineProfile, Target
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec
 from hwopt.errors import ConfigError, Problem
-from hwopt.plugins import did_you_mean, resolve, table
+from hwopt.plugins import did_you_mean, provider_version, resolve, table
 
 IMPLICIT_BASELINE: Final = "fp32"
 
@@ -73,6 +73,15 @@ class _Builder:
     def problems(self) -> list[Problem]:
         """Everything wrong that can be known before a step runs; each said once."""
         found: dict[tuple[str, str | None], Problem] = {}
+        if self.baseline.where is None:
+            for candidate in self.profile.candidates:
+                if candidate.name == self.baseline.name:
+                    problem = Problem(
+                        problem=f"{candidate.name!r} names the float baseline, and here it is a chain",
+                        where=candidate.where,
+                        fix="rename the candidate, or add a float one: float: []",
+                    )
+                    found[(problem.problem, problem.where)] = problem
         runtime = getattr(self.profile.benchmark, "runtime", None)
         if runtime is not None and runtime not in table("backend"):
             problem = Problem(
@@ -98,6 +107,18 @@ class _Builder:
                     for text, fix in spec.check(link.config, hardware) if hardware else []:
                         found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
         return list(found.values())
+
+    def outside_plugins(self, spec: StageSpec, config: Settings) -> list[JSON]:
+        """Versions of the packages outside hwopt that take part in a step."""
+        names = [("stage", spec.name)]
+        if self.profile.model.name is not None:
+            names.append(("model", self.profile.model.name))
+        for kind in ("optimizer", "schedule"):
+            chosen = getattr(config, kind, None)
+            if chosen is not None:
+                names.append((kind, chosen.name))
+        versions = [provider_version(kind, name) for kind, name in names]
+        return [version for version in versions if version is not None]
 
     def available(self, target: Target) -> _Available:
         """Where and how a target runs, or why it does not."""
@@ -136,7 +157,16 @@ class _Builder:
             if name not in table("backend"):
                 reasons.append((f"{name}: this hwopt has no backend of that name", None))
                 continue
+            backend: BackendSpec = resolve("backend", name)
+            if hardware.kind not in backend.kinds:
+                reasons.append((f"{name}: it does not run on a {hardware.kind.value}", None))
+                continue
             state = self.world.probe(name)
+            if state.available and state.isa is not None and state.isa not in hardware.isa:
+                reasons.append(
+                    (f"{name}: the device here is {state.device} ({state.isa}), not a {hardware.name}", None)
+                )
+                continue
             if state.available:
                 result.runtime = name
                 return result
@@ -277,7 +307,8 @@ class _Builder:
             "hardware": spec.facet(hardware) if hardware else {},
             "inputs": {port: [source.step, source.port] for port, source in inputs.items()},
             "seed": self.profile.seed,
-            "libraries": {name: _version(name) for name in spec.libraries},
+            "libraries": {name: _version(name) for name in ("hwopt", "numpy", *spec.libraries)},
+            "plugins": self.outside_plugins(spec, config),
         }
         if not inputs:
             facts["model"] = self.profile.model.to_json()
@@ -290,6 +321,7 @@ class _Builder:
             if runtime is not None:
                 backend: BackendSpec = resolve("backend", runtime)
                 facts["runtime_libraries"] = {name: _version(name) for name in backend.libraries}
+                facts["device"] = self.world.probe(runtime).device
         else:
             facts["threads"] = self.profile.threads
         return digest_of(facts)

@@ -95,6 +95,8 @@ def table(record: Record) -> list[list[str]]:
 def sentence(record: Record) -> str:
     """The verdict in one sentence."""
     chosen = [f"{candidate} on {target}" for target, candidate in record["choice"].items() if candidate]
+    if not record["requirements"]:
+        return f"{record['verdict']}: no requirements were stated, so no version is chosen"
     ship = f"ship {', '.join(chosen)}" if chosen else "no version meets its requirements"
     return f"{record['verdict']}: {ship}"
 

@@ -61,4 +61,8 @@ def explained(error: OSError, path: Path) -> Exception:
             where=str(path.parent),
             fix="choose another folder with --store, or mend its permissions",
         )
-    return error
+    return ConfigError(
+        f"cannot write: {error.strerror or error}",
+        where=str(path.parent),
+        fix="choose another folder with --store",
+    )

@@ -92,12 +92,14 @@ class Store:
         artifacts: Mapping[str, Artifact],
         facts: Mapping[str, JSON],
         seconds: float,
+        inputs: Mapping[str, str],
     ) -> None:
-        """Record that a step is finished; its files are already in ``objects/``."""
+        """Record that a step is finished; its files are already in ``objects/``, ``inputs`` are digests."""
         entry: dict[str, JSON] = {
             "schema_version": 1,
             "key": key,
             "label": label,
+            "inputs": dict(inputs),
             "outputs": {
                 port: {"kind": a.kind.value, "digest": a.digest, "bytes": a.bytes}
                 for port, a in artifacts.items()
@@ -107,10 +109,15 @@ class Store:
         }
         write_text(self._step_path(key), pretty_json(entry))
 
-    def finished(self, key: str) -> Finished | None:
-        """A finished step, if its entry and all its files are whole; a damaged file is set aside."""
+    def finished(self, key: str, inputs: Mapping[str, str]) -> Finished | None:
+        """A finished step, if it was made from ``inputs`` (digests by port) and all its files are whole.
+
+        A step whose input was made anew with other contents is not finished. A damaged file is set aside.
+        """
         try:
             entry: Any = json.loads(self._step_path(key).read_text())
+            if entry["inputs"] != dict(inputs):
+                return None
             artifacts = {
                 port: Artifact(
                     kind=Kind(o["kind"]),
@@ -121,7 +128,7 @@ class Store:
                 for port, o in entry["outputs"].items()
             }
             result = Finished(artifacts=artifacts, facts=entry["facts"], seconds=entry["seconds"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         whole = [self._whole(artifact) for artifact in artifacts.values()]
         return result if all(whole) else None

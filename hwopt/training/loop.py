@@ -23,7 +23,7 @@ from hwopt.errors import ConfigError, StageFailedError
 from hwopt.plugins import load_reference, resolve
 from hwopt.training.optimizers import OptimizerSpec
 from hwopt.training.schedules import warm_up
-from hwopt.training.settings import FitSettings, OptimizerSettings
+from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings
 
 _EVALUATION_BATCH = 512
 
@@ -107,8 +107,29 @@ def logits_of(module: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """What to learn from beside the labels."""
+
+    logits: Tensor  # on ``Split.x``, computed once: shape (samples, classes)
+    settings: Distillation
+
+    def loss(self, student: Tensor, index: Tensor) -> Tensor:
+        """Cross-entropy against the softened teacher, times T²: Hinton et al., 2015, section 2.1."""
+        t = self.settings.temperature
+        soft = functional.softmax(self.logits[index] / t, dim=1)
+        return functional.cross_entropy(student / t, soft) * t * t
+
+
 def fit(
-    module: nn.Module, data: Split, settings: FitSettings, *, seed: int, progress: Progress, label: str
+    module: nn.Module,
+    data: Split,
+    settings: FitSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    label: str,
+    teacher: Teacher | None = None,
 ) -> History:
     """Train ``module`` in place; the best weights by validation loss where early stopping is on.
 
@@ -136,11 +157,11 @@ def fit(
             factor *= warm_up(done, round(settings.schedule.warmup * total))
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            loss = functional.cross_entropy(
-                module(data.x[index].contiguous(memory_format=layout)),
-                data.y[index],
-                label_smoothing=settings.label_smoothing,
-            )
+            logits = module(data.x[index].contiguous(memory_format=layout))
+            loss = functional.cross_entropy(logits, data.y[index], label_smoothing=settings.label_smoothing)
+            if teacher is not None:
+                weight = teacher.settings.weight
+                loss = (1 - weight) * loss + weight * teacher.loss(logits, index)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if settings.clip_norm is not None:

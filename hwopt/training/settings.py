@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from hwopt.core.canonical import canonical_json
 from hwopt.core.settings import Settings
-from hwopt.errors import ConfigError
 from hwopt.plugins import did_you_mean, resolve, table
 from hwopt.training.optimizers import OptimizerSpec
 
@@ -43,21 +43,22 @@ class OptimizerSettings(Settings):
 
     @model_validator(mode="after")
     def _takes_options(self) -> Self:
+        spec: OptimizerSpec = resolve("optimizer", self.name)
         try:
-            spec: OptimizerSpec = resolve("optimizer", self.name)
-        except ConfigError as error:  # a plug-in that does not import
-            raise ValueError(str(error)) from error
-        for option in self.options:
-            if option not in spec.options:
-                raise PydanticCustomError(
-                    "unknown_option",
-                    "the optimizer '{name}' takes no option '{option}'",
-                    {
-                        "name": self.name,
-                        "option": option,
-                        "fix": did_you_mean(option, {*spec.options, "lr", "weight_decay"}),
-                    },
+            spec.options.model_validate_json(canonical_json(self.options))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            option = str(first["loc"][0])
+            known = {*spec.options.model_fields, "lr", "weight_decay"}
+            if first["type"] == "extra_forbidden":
+                text = f"the optimizer {self.name!r} takes no option {option!r}"
+                fix = did_you_mean(option, known)
+            else:
+                text, fix = (
+                    f"{option} is {first['input']!r}: {first['msg']}",
+                    "see torch.optim for its meaning",
                 )
+            raise PydanticCustomError("option", "{text}", {"text": text, "fix": fix}) from None
         return self
 
     @property
@@ -83,6 +84,13 @@ class EarlyStopping(Settings):
     """Stop when the validation loss has not improved; the best weights are restored."""
 
     patience: Annotated[int, Field(ge=1)] = 3  # epochs
+
+
+class Distillation(Settings):
+    """Learn from the outputs of a teacher beside the labels: Hinton et al., 2015, section 2."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.9  # of the teacher; the rest is the labels'
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
 
 
 class FitSettings(Settings):

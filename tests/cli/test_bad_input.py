@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from safetensors.numpy import save_file
 
+from hwopt.testing.models import float_model
 from tests.conftest import Command
 
 GOOD = """\
@@ -123,12 +128,113 @@ CASES = [
     Case("gap in the labels", with_npz(y_train=np.arange(40) % 2 * 250), ("label 250", "out of range"), 2),
     Case("negative label", with_npz(y_train=np.arange(40) % 4 - 1), ("label -1",), 2),
     Case("one class", with_npz(y_train=np.zeros(40, int)), ("1 class",), 2),
-    Case("NaN images", with_npz(x_train=NAN), ("NaN", "sample 7"), 2),
+    Case("NaN images", with_npz(x_train=NAN, x_test=NAN[:20]), ("NaN", "sample 7"), 2),
     Case("lengths differ", with_npz(y_train=np.zeros(39, int)), ("40 samples", "39 labels"), 2),
     Case("pickle in npz", with_npz(x_train=np.array([{}] * 40, dtype=object)), ("pickled",), None, code=6),
     Case("batch larger than the data", lambda folder: GOOD + "benchmark: {batch: 50000}\n",
          ("the batch is 50000",), None, code=5, verb="run"),
+    Case("data is a number", replaced("{name: digits}", "5"), ("data is 5", "expected a mapping"), 2),
+    Case("train is null", replaced("{epochs: 1}", "null"), ("expected a mapping", "None"), 4),
+    Case("candidates is a list", replaced("  fp32: []\n  int8: [{quantize: {method: ptq}}]", "  [a]"),
+         ("at least one version",), 5),
+    Case("a chain that is text", replaced("fp32: []", "fp32: none"), ("expected a list of steps",), 6),
+    Case("targets is text", replaced("[host-cpu]", "host-cpu"), ("targets is 'host-cpu'",), 8),
+    Case("factory is a number", replaced("name: cnn, width: 8", "factory: 5"), ("model.factory is 5",), 3),
+    Case("factory of the standard library", replaced("{name: digits}", "{factory: 'os:getcwd'}"),
+         ("standard library",), 2),
+    Case("empty file", lambda folder: "", ("expected a mapping",), 1),
+    Case("a list at the top", lambda folder: "- 1\n- 2\n", ("expected a mapping",), 1),
+    Case("type of an option", replaced("epochs: 1", "optimizer: {betas: x}"), ("betas is 'x'",), 4),
+    Case("range of an option", replaced("epochs: 1", "optimizer: {betas: [2.0, 0.9]}"), ("less than 1",), 4),
+    Case("infinite number", replaced("epochs: 1", "optimizer: {lr: 1e999}"), ("finite",), 4),
+    Case("misspelt choice", replaced("method: ptq", "method: qatt"), ("'qatt'", "did you mean 'qat'"), 7),
+    Case("tag on a scalar", replaced("name: demo", "name: !!binary demo"), ("tag",), 1),
+    Case("device file missing", replaced("host-cpu", "mine.yaml"), ("no such hardware profile",), 8),
+    Case("float baseline's name on a chain",
+         replaced("  fp32: []\n  int8: [", "  fp32: ["), ("names the float baseline",), 6),
+    Case("uint8 and float images", with_npz(x_test=np.zeros((20, 8, 8))), ("scaled differently",), 2),
+    Case("images of int64", with_npz(x_train=np.zeros((40, 8, 8), int), x_test=np.zeros((20, 8, 8), int)),
+         ("scale is not known",), 2),
+    Case("single number for an array", with_npz(x_train=np.uint8(3)), ("single number",), 2),
+    Case("name with a blank", replaced("name: demo", "name: my demo"), ("name", "my demo"), 1),
 ]  # fmt: skip
+
+
+def test_user_code_that_raises_is_placed_in_the_users_file(tmp_path: Path, command: Command) -> None:
+    broken = {
+        "raises": "def make():\n    raise KeyError('nothing')\n",
+        "exits": "def make():\n    import sys\n    sys.exit(0)\n",
+        "atimport": "x = 1\nraise RuntimeError('early')\n",
+        "ragged": "def make():\n    keys = 'x_train', 'y_train', 'x_test', 'y_test'\n"
+        "    return {k: [[1], [1, 2]] for k in keys}\n",
+        "syntax": "def make(:\n",
+    }
+    for name, text in broken.items():
+        (tmp_path / f"user_{name}.py").write_text(text)
+        (tmp_path / "p.yaml").write_text(GOOD.replace("{name: digits}", f"{{factory: 'user_{name}:make'}}"))
+        outcome = command("pipeline", "validate", "p.yaml")
+        assert outcome.code == 2, (name, outcome.err)
+        assert f"user_{name}" in outcome.err
+        assert "Traceback" not in outcome.err
+        if name in {"raises", "atimport"}:
+            assert f"user_{name}.py:2" in outcome.err
+
+
+def test_overrides_are_blamed_where_they_were_given(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD)
+    outcome = command("pipeline", "validate", "p.yaml", "--set", "train.epochs=-1")
+    assert outcome.code == 2
+    assert "at:  --set train.epochs" in outcome.err
+
+
+def test_debug_keeps_the_exit_code(tmp_path: Path, command: Command) -> None:
+    outcome = command("--debug", "pipeline", "run", "no.yaml")
+    assert outcome.code == 2
+    assert "Traceback" in outcome.err
+
+
+@pytest.mark.parametrize("store", ["/proc/x", "p.yaml/x"])
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_impossible_stores(store: str, verb: str, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD)
+    outcome = command("pipeline", verb, "p.yaml", "--store", store)
+    assert outcome.code == (2 if verb == "run" else 0), outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_checkpoint_does_not_choose_what_code_runs(tmp_path: Path, command: Command) -> None:
+    recipe = {
+        "format": 1, "sample_shape": [1, 8, 8], "classes": 10, "shapes": None, "scheme": None,
+        "scheme_name": None,
+        "model": {"name": None, "factory": "evil:build", "options": {}},
+    }  # fmt: skip
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n")
+    save_file({"w": np.zeros(1, np.float32)}, tmp_path / "e.safetensors", {"hwopt": json.dumps(recipe)})
+    (tmp_path / "p.yaml").write_text(GOOD)
+    outcome = command("export", "p.yaml", "e.safetensors", "-o", "o.onnx")
+    assert outcome.code == 6
+    assert "not the model of the profile" in outcome.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_bench_does_not_credit_another_device(tmp_path: Path, command: Command) -> None:
+    path, _ = float_model(tmp_path)
+    other = "arm64-dotprod" if platform.machine() == "x86_64" else "x86-avx2"
+    outcome = command("bench", path, "--target", other)
+    assert outcome.code == 4
+    assert f"not a {other}" in outcome.err
+
+
+def test_external_weights_are_refused_wherever_they_hide(tmp_path: Path, command: Command) -> None:
+    path, _ = float_model(tmp_path)
+    model = onnx.load(path)
+    tensor = onnx.TensorProto(name="t", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="secret.bin")
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["t"], value=tensor))
+    path.write_bytes(model.SerializeToString())
+    outcome = command("bench", path)
+    assert outcome.code == 6
+    assert "weights in other files" in outcome.err
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -176,6 +282,8 @@ def test_every_problem_at_once(tmp_path: Path, command: Command) -> None:
         (("pipeline", "validate", "p.yaml", "--set", "epochs"), 2, "--set section.key=value"),
         (("pipeline", "validate", "p.yaml", "--set", "train.epochs=x"), 2, "epochs"),
         (("export", "p.yaml", "text.onnx", "-o", "o.onnx"), 6, "not a safetensors file"),
+        (("quantize", "p.yaml", "text.onnx", "-o", "."), 2, "is a folder"),
+        (("pipeline", "validate", "p.yaml", "--set", "data.path=" + "x" * 5000), 2, "unknown key 'path'"),
     ],
 )
 def test_bad_commands(
@@ -198,8 +306,8 @@ def test_store_that_cannot_be_written(tmp_path: Path, command: Command) -> None:
 
 
 def test_closed_output_pipe_is_no_error() -> None:
-    code = f"{sys.executable} -c 'from hwopt.cli.main import main; main()' hardware list | true"
-    result = subprocess.run(
-        ["bash", "-c", "set -o pipefail; " + code], capture_output=True, text=True, check=False
-    )
-    assert "Traceback" not in result.stderr
+    listing = f"{sys.executable} -c 'from hwopt.cli.main import main; main()' hardware list"
+    command = f"{listing} | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert result.stderr == ""

@@ -115,3 +115,8 @@ def test_choice_is_the_fastest_and_among_equals_the_smallest() -> None:
     assert choose(rows)["candidate"] == "level"  # type: ignore[index]
     assert choose([*rows, row("broken", 0.1, 0.2, 1, "FAIL")])["candidate"] == "level"  # type: ignore[index]
     assert choose([row("x", 1, 2, 3, "FAIL")]) is None
+    untimed = [
+        {**row("large", 1, 2, 1000), "latency_ms": None},
+        {**row("small", 1, 2, 250), "latency_ms": None},
+    ]
+    assert choose(untimed)["candidate"] == "small"  # type: ignore[index]

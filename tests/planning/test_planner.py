@@ -175,3 +175,27 @@ def test_int4_is_refused_by_name_and_line(tmp_path: Path) -> None:
     ]
     assert all(str(p.where).endswith("p.yaml:6") for p in problems)
     planned(tmp_path, "zcu104", world(VNNI), text=text)  # the FPGA takes it
+
+
+def test_a_runtime_serves_only_its_kind_of_device(tmp_path: Path) -> None:
+    text = (hardware.folder() / "nvidia-l4.yaml").read_text().replace("nvidia-l4", "mine")
+    (tmp_path / "mine.yaml").write_text(text.replace("[tensorrt]", "[onnxruntime]"))
+    result = planned(tmp_path, "mine.yaml", world(VNNI))
+    assert "onnxruntime: it does not run on a gpu" in str(result.rows[0].unavailable)
+
+
+def test_another_gpu_is_not_available_as_the_target(tmp_path: Path) -> None:
+    here = Availability(available=True, device="NVIDIA H200, driver 1", isa="cc9.0")
+    base = world(VNNI)
+    where = World(
+        host=base.host,
+        host_profile=base.host_profile,
+        probe=lambda name: here,
+        data_fingerprint="d",
+        model_code="",
+    )
+    result = planned(tmp_path, "nvidia-l4, nvidia-h200", where)
+    rows = {row.target: row for row in result.rows}
+    assert "NVIDIA H200" in str(rows["nvidia-l4"].unavailable)
+    assert rows["nvidia-h200"].unavailable is None
+    assert {step.hardware.name for step in result.steps if step.hardware} == {"nvidia-h200"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -52,8 +53,17 @@ def test_page_is_whole_and_fetches_nothing(digits_run: DigitsRun) -> None:
 
 
 def test_same_record_same_bytes(digits_run: DigitsRun) -> None:
-    for form in ("html", "md", "json"):
+    for form in ("html", "md", "json", "csv"):
         assert render(digits_run.record, form) == render(copy.deepcopy(digits_run.record), form)
+
+
+def test_csv_has_every_row_and_runs_no_formula(digits_run: DigitsRun) -> None:
+    record: Any = copy.deepcopy(digits_run.record)
+    record["results"][0]["candidate"] = "=1+1"
+    rows = list(csv.DictReader(render(record, "csv").splitlines()))
+    assert len(rows) == len(record["results"])
+    assert rows[0]["candidate"] == "'=1+1"
+    assert float(rows[1]["speedup"]) == record["results"][1]["speedup"]["estimate"]
 
 
 def test_hostile_names_take_no_effect(digits_run: DigitsRun) -> None:

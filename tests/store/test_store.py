@@ -14,6 +14,7 @@ from hwopt.store import atomic
 from hwopt.store.store import Store, new_run_id
 
 KEY = "sha256:" + "a" * 64
+INPUTS = {"checkpoint": "sha256:" + "b" * 64}
 
 
 def with_step(tmp_path: Path) -> Store:
@@ -21,12 +22,12 @@ def with_step(tmp_path: Path) -> Store:
     source = tmp_path / "file"
     source.write_bytes(b"weights")
     artifact = store.put(source, Kind.ONNX)
-    store.commit(KEY, "a step", {"model": artifact}, {"n": 1}, 0.5)
+    store.commit(KEY, "a step", {"model": artifact}, {"n": 1}, 0.5, INPUTS)
     return store
 
 
 def test_finished_step_comes_back(tmp_path: Path) -> None:
-    found = with_step(tmp_path).finished(KEY)
+    found = with_step(tmp_path).finished(KEY, INPUTS)
     assert found is not None
     assert found.facts == {"n": 1}
     assert found.artifacts["model"].path.read_bytes() == b"weights"
@@ -35,7 +36,7 @@ def test_finished_step_comes_back(tmp_path: Path) -> None:
 def test_changing_the_source_does_not_reach_the_store(tmp_path: Path) -> None:
     store = with_step(tmp_path)
     (tmp_path / "file").write_bytes(b"other")
-    found = store.finished(KEY)
+    found = store.finished(KEY, INPUTS)
     assert found is not None
     assert found.artifacts["model"].path.read_bytes() == b"weights"
 
@@ -43,20 +44,24 @@ def test_changing_the_source_does_not_reach_the_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"weightz", b"weight", b""])
 def test_damaged_object_is_set_aside_and_the_step_runs_again(tmp_path: Path, damage: bytes) -> None:
     store = with_step(tmp_path)
-    found = store.finished(KEY)
+    found = store.finished(KEY, INPUTS)
     assert found is not None
     path = found.artifacts["model"].path
     path.write_bytes(damage)
-    assert store.finished(KEY) is None
+    assert store.finished(KEY, INPUTS) is None
     assert not path.exists()
     assert [p.read_bytes() for p in (store.root / "quarantine").iterdir()] == [damage]
+
+
+def test_step_whose_input_was_made_anew_is_not_finished(tmp_path: Path) -> None:
+    assert with_step(tmp_path).finished(KEY, {"checkpoint": "sha256:" + "c" * 64}) is None
 
 
 def test_torn_step_entry_is_not_finished(tmp_path: Path) -> None:
     store = with_step(tmp_path)
     entry = next((store.root / "steps").iterdir())
     entry.write_text(entry.read_text()[:50])
-    assert store.finished(KEY) is None
+    assert store.finished(KEY, INPUTS) is None
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
@@ -29,7 +30,17 @@ def probe() -> Availability:
                 reason=f"the package {package} is not installed",
                 fix="pip install 'hwopt[tensorrt]'",
             )
-    return Availability(available=True, version=_version())
+    device, isa = _device()
+    return Availability(available=True, version=_version(), device=device, isa=isa)
+
+
+def _device() -> tuple[str, str]:
+    """Name with driver, and compute capability, of the first GPU. Untested: see docs/results/README.md."""
+    cudart = importlib.import_module("cuda.bindings.runtime")
+    _, properties = cudart.cudaGetDeviceProperties(0)
+    _, driver = cudart.cudaDriverGetVersion()
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return f"{name}, driver {driver}", f"cc{properties.major}.{properties.minor}"
 
 
 def _version() -> str | None:

@@ -33,7 +33,7 @@ FLOAT_TOLERANCE = 1e-4  # of the greatest logit
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) -> StageResult:
     """ONNX file, the torch network's logits on the test split, parity of the two, parameters and MACs."""
-    network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root)
+    network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
     recipe, module = network.recipe, network.module
     module.train(False)
     quantized = network.table is not None

@@ -13,7 +13,7 @@ from hwopt.training.loop import fit, split
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: FinetuneConfig) -> StageResult:
     """Load, fit, save with the same recipe."""
-    network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root)
+    network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
     data = split(ctx.data(), config.validation_share, ctx.seed)
     history = fit(network.module, data, config, seed=ctx.seed, progress=ctx.progress, label="finetune")
     path = ctx.workdir / "model.safetensors"

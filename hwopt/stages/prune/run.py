@@ -19,7 +19,7 @@ from hwopt.training.loop import refresh_batch_norm
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) -> StageResult:
     """Cut, estimate batch-norm statistics anew, save with the new shapes."""
-    network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root)
+    network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
     rules = ctx.hardware.pruning if ctx.hardware is not None else Pruning()
     cuts = prune_channels(
         network.module,

@@ -12,7 +12,7 @@ from hwopt.core.canonical import JSON
 from hwopt.core.hardware import HardwareProfile, QDType, QuantizationScheme, TensorScheme
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec
-from hwopt.training.settings import FitSettings, OptimizerSettings, ScheduleSettings
+from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings, ScheduleSettings
 
 
 class QuantizeConfig(Settings):
@@ -25,9 +25,10 @@ class QuantizeConfig(Settings):
     # The following serve QAT only.
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 2
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 128
-    optimizer: OptimizerSettings = OptimizerSettings(lr=1e-4)
+    optimizer: OptimizerSettings = OptimizerSettings(lr=3e-4)
     schedule: ScheduleSettings = ScheduleSettings(name="cosine")
     validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    distill: Distillation | None = Distillation()  # from the float model; null learns from labels alone
 
     @field_validator("weights", "activations")
     @classmethod
@@ -43,7 +44,7 @@ class QuantizeConfig(Settings):
 
     @model_validator(mode="after")
     def _training_options_need_training(self) -> Self:
-        training = {"epochs", "batch_size", "optimizer", "schedule", "validation_share"}
+        training = {"epochs", "batch_size", "optimizer", "schedule", "validation_share", "distill"}
         given = sorted(training & self.model_fields_set)
         if self.method == "ptq" and given:
             raise PydanticCustomError(
