@@ -7,7 +7,7 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hwopt.report.plot import points, scatter
-from hwopt.report.rows import HEADINGS, Record, percent, sentence, table, warnings
+from hwopt.report.rows import HEADINGS, Record, choices, percent, sentence, table, warnings
 from hwopt.report.text import absent
 
 _MEANING: Final = {
@@ -34,7 +34,7 @@ def page(record: Record) -> str:
             "plot": scatter(points(record, target)),
             "rows": [r for r in record["results"] if r["target"] == target],
         }
-        for target, choice in record["choice"].items()
+        for target, choice in choices(record)
     ]
     return environment.get_template("report.html.jinja").render(
         record=record,

@@ -80,10 +80,15 @@ def size(value: int | None) -> str:
     return _NONE if value is None else f"{value / 1000:,.0f} kB"
 
 
+def choices(record: Record) -> list[tuple[str, str | None]]:
+    """Targets in the order of the profile, each with the candidate to ship."""
+    return [(t, record["choice"].get(t)) for t in dict.fromkeys(r["target"] for r in record["results"])]
+
+
 def table(record: Record) -> list[list[str]]:
     """All rows of a record; a target that is not here takes one line."""
     found: list[list[str]] = []
-    for target, choice in record["choice"].items():
+    for target, choice in choices(record):
         rows = [r for r in record["results"] if r["target"] == target]
         if rows and all(r["status"] == "unavailable" and r["details"]["applicable"] for r in rows):
             found.append([f"all {len(rows)}", target, *[_NONE] * (len(HEADINGS) - 3), "not here"])
@@ -94,7 +99,7 @@ def table(record: Record) -> list[list[str]]:
 
 def sentence(record: Record) -> str:
     """The verdict in one sentence."""
-    chosen = [f"{candidate} on {target}" for target, candidate in record["choice"].items() if candidate]
+    chosen = [f"{candidate} on {target}" for target, candidate in choices(record) if candidate]
     if not record["requirements"]:
         return f"{record['verdict']}: no requirements were stated, so no version is chosen"
     ship = f"ship {', '.join(chosen)}" if chosen else "no version meets its requirements"
@@ -130,7 +135,7 @@ def warnings(record: Record) -> list[str]:
 def _quantized_slower(record: Record) -> list[str]:
     """Pairs of versions where the quantized one has the same layers and is the slower one."""
     found = []
-    for target in record["choice"]:
+    for target, _ in choices(record):
         rows = [
             r for r in record["results"] if r["target"] == target and r["tier"] == "measured" and r["speedup"]
         ]

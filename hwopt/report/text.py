@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hwopt.report.rows import HEADINGS, Record, sentence, table, warnings
+from hwopt.report.rows import HEADINGS, Record, choices, sentence, table, warnings
 
 
 def terminal(record: Record) -> str:
@@ -23,7 +23,7 @@ def terminal(record: Record) -> str:
 def absent(record: Record) -> list[tuple[str, str, str | None]]:
     """Targets none of whose rows could run: name, reason, fix."""
     found = []
-    for target in record["choice"]:
+    for target, _ in choices(record):
         rows = [r for r in record["results"] if r["target"] == target]
         if all(r["status"] == "unavailable" for r in rows):
             found.append((target, rows[0]["reason"], rows[0]["details"].get("fix")))
