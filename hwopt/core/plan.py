@@ -37,7 +37,8 @@ class Row:
     candidate: str
     target: str
     hardware: str  # the profile that the target resolved to
-    is_float: bool
+    is_float: bool  # the float baseline
+    quantized: bool = False  # a quantize step stands in the chain
     steps: tuple[str, ...] = ()  # keys, in order; empty where the row is not available
     unavailable: str | None = None  # the reason
     fix: str | None = None

@@ -207,6 +207,7 @@ class _Builder:
                 fix="add a quantize step to the candidate",
                 applicable=False,
             )
+        row = replace(row, quantized=quantized)
         steps: list[Step] = []
         float_export = self.export(self.trained(), "float", hardware=None)
         checkpoint = self.trained()

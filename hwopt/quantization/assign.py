@@ -130,22 +130,20 @@ def _weights(
         tensor = constant(graph_module, weight)
         if kind is None or tensor is None:
             continue
-        if weight.name in seen:
-            continue
-        seen.add(weight.name)
-        channel_axis = _channel_axis(node, tensor.dim())
-        per_channel = scheme.weights.granularity == "channel"
-        result.decisions.append(
-            Decision(
-                tensor=weight.name,
-                role=Role.WEIGHT,
-                operator=kind,
-                node=node.name,
-                scheme=scheme.weights,
-                axis=channel_axis if per_channel else None,
-                rule=f"weights of {kind}: {scheme.weights.dtype} {list(scheme.weights.codes)}; {scheme.why}",
+        if weight.name not in seen:  # a layer that is called twice has one weight, and one grid for it
+            seen.add(weight.name)
+            per_channel = scheme.weights.granularity == "channel"
+            result.decisions.append(
+                Decision(
+                    tensor=weight.name,
+                    role=Role.WEIGHT,
+                    operator=kind,
+                    node=node.name,
+                    scheme=scheme.weights,
+                    axis=_channel_axis(node, tensor.dim()) if per_channel else None,
+                    rule=f"{scheme.weights.dtype} {list(scheme.weights.codes)}: {scheme.why}",
+                )
             )
-        )
         bias = argument(node, 2)
         if constant(graph_module, bias) is not None:
             in_integer = scheme.bias == "int32"

@@ -60,11 +60,13 @@ def insert(graph_module: fx.GraphModule, scheme: QuantizationScheme) -> Assignme
                 _grid_in_front(graph_module, argument(reader, 0)),
                 _grid_in_front(graph_module, argument(reader, 1)),
             )
-        name = f"grid_{decision.tensor}"
+        # A bias belongs to one call: its scale follows from the input of that call.
+        one_call = decision.role is Role.BIAS
+        name = f"grid_{decision.tensor}" + (f"_{reader.name}" if one_call else "")
         graph_module.add_submodule(name, module)
         with graph.inserting_after(node):
             quantized = graph.call_module(name, (node,))
-        for user in [user for user in node.users if user is not quantized]:
+        for user in [reader] if one_call else [user for user in node.users if user.op == "call_function"]:
             user.replace_input_with(node, quantized)
     graph.lint()
     graph_module.recompile()

@@ -124,10 +124,11 @@ def warnings(record: Record) -> list[str]:
             found.append(f"{place}: the runtime did not reach a steady state before timing")
         floats = r["details"].get("evaluation", {}).get("float_operators") or []
         share = r["integer_share"]
-        if share is not None and 0 < share < 1:
-            found.append(f"{place} runs {len(floats)} operators in float: {', '.join(floats[:4])}")
-        if r["details"].get("asked_integer") and share == 0:
-            found.append(f"{place} was quantized and runs in float throughout")
+        if r["details"]["asked_integer"] and share is not None and share < 1:
+            found.append(
+                f"{place} was quantized, and {len(floats)} weighted operators run in float: "
+                f"{', '.join(floats[:4])}"
+            )
     found += _quantized_slower(record)
     return found
 

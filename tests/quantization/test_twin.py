@@ -147,6 +147,39 @@ def test_untraceable_model_is_a_clear_error() -> None:
         to_graph(Branch(), (4,))
 
 
+class CalledTwice(nn.Module):
+    """One convolution, called twice on inputs of different ranges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.again = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.again(torch.relu(self.stem(x)) * 1.0))
+        x = torch.relu(self.again(x))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def test_a_layer_called_twice_has_a_bias_scale_for_each_call(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph = to_graph(CalledTwice(), SAMPLE_SHAPE)
+    table = insert(graph, scheme_of("x86-avx2"))
+    assert [d.role for d in table.decisions].count(Role.WEIGHT) == 3
+    assert [d.role for d in table.decisions].count(Role.BIAS) == 4
+    calibrate(graph, [images()])
+    path = tmp_path / "m.onnx"
+    export_onnx(deployed(graph), SAMPLE_SHAPE, path, {})
+    runtime = load_onnxruntime(path, Recipe(), shipped("generic-cpu"))
+    assert all(node.integer for node in runtime.executed() if node.weighted)
+    reference = load_onnxruntime(path, Recipe(optimization=Optimization.NONE), shipped("generic-cpu"))
+    with torch.no_grad():
+        twin = graph(images()).numpy()
+    np.testing.assert_allclose(reference.run({"input": images().numpy()})[0], twin, atol=1e-4)
+
+
 class RandomNet(nn.Module):
     """A small net from a list of choices: plain, depthwise, residual, concatenation, pooling."""
 
