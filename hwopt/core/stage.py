@@ -26,6 +26,11 @@ def no_facet(hardware: HardwareProfile) -> dict[str, JSON]:
     return {}
 
 
+def which_device(hardware: HardwareProfile) -> dict[str, JSON]:
+    """For measured stages: what is measured for one device is not passed off as another's."""
+    return {"name": hardware.name, "isa": list[JSON](hardware.isa)}
+
+
 def no_check(config: Any, hardware: HardwareProfile | None) -> list[tuple[str, str]]:
     """For stages whose settings are legal on every device."""
     return []

@@ -7,10 +7,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from hwopt.core.artifact import Kind
-from hwopt.core.canonical import JSON
-from hwopt.core.hardware import HardwareProfile
 from hwopt.core.settings import Settings
-from hwopt.core.stage import StageSpec
+from hwopt.core.stage import StageSpec, which_device
 
 
 class BenchmarkConfig(Settings):
@@ -23,11 +21,6 @@ class BenchmarkConfig(Settings):
     half_width: Annotated[float, Field(gt=0, lt=1)] = 0.01  # of the ratio's interval, where to stop
 
 
-def facet(hardware: HardwareProfile) -> dict[str, JSON]:
-    """Which device: what is measured for one is not passed off as another's."""
-    return {"name": hardware.name, "isa": list[JSON](hardware.isa)}
-
-
 SPEC: Final = StageSpec(
     name="benchmark",
     version=1,
@@ -36,7 +29,7 @@ SPEC: Final = StageSpec(
     run="hwopt.stages.benchmark.run:run",
     consumes={"model": frozenset({Kind.ONNX}), "baseline": frozenset({Kind.ONNX})},
     produces={"samples": Kind.TABLE},
-    facet=facet,
+    facet=which_device,
     measured=True,
     libraries=("onnxruntime",),
 )

@@ -6,10 +6,8 @@ from typing import Final
 
 from hwopt.core.artifact import Kind
 from hwopt.core.backend import Optimization
-from hwopt.core.canonical import JSON
-from hwopt.core.hardware import HardwareProfile
 from hwopt.core.settings import Settings
-from hwopt.core.stage import StageSpec
+from hwopt.core.stage import StageSpec, which_device
 
 
 class EvaluateConfig(Settings):
@@ -18,11 +16,6 @@ class EvaluateConfig(Settings):
     runtime: str = "onnxruntime"
     optimization: Optimization = Optimization.ALL
     threads: int = 1
-
-
-def facet(hardware: HardwareProfile) -> dict[str, JSON]:
-    """Which device: what is measured for one is not passed off as another's."""
-    return {"name": hardware.name, "isa": list[JSON](hardware.isa)}
 
 
 SPEC: Final = StageSpec(
@@ -37,7 +30,7 @@ SPEC: Final = StageSpec(
         "float_twin": frozenset({Kind.PREDICTIONS}),
     },
     produces={"nodes": Kind.TABLE},
-    facet=facet,
+    facet=which_device,
     measured=True,
     libraries=("onnxruntime",),
 )
