@@ -20,6 +20,9 @@ _ONNX_CONTAINERS = {  # the ONNX type that holds a code range, by (signed, fits 
 }
 
 
+_INT32 = 2.0**31 - 128  # the greatest float32 below 2^31
+
+
 class Mode(StrEnum):
     """What a fake quantizer does with what flows through it."""
 
@@ -190,13 +193,13 @@ class BiasQuant(nn.Module):
         if any(grid.mode is Mode.OBSERVE for grid in self._grids):
             return bias
         scale = self.scale
-        result: Tensor = _RoundThrough.apply(bias / scale) * scale
+        # The clamp only meets biases beyond the accumulator, which the deployed model cannot hold either.
+        result: Tensor = _RoundThrough.apply(bias / scale).clamp(-_INT32, _INT32) * scale
         return result
 
     def codes(self, bias: Tensor) -> Tensor:
         """int32 codes."""
-        limit = 2.0**31 - 1
-        return torch.round(bias / self.scale).double().clamp(-limit, limit).to(torch.int32)
+        return torch.round(bias / self.scale).clamp(-_INT32, _INT32).to(torch.int32)
 
 
 class Constant(nn.Module):

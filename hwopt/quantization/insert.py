@@ -145,6 +145,11 @@ def _fit_weight(grid: FakeQuant, weight: Tensor) -> None:
 
 def _fit_activation(grid: FakeQuant, histogram: scales.Histogram) -> None:
     codes = (grid.low, grid.high)
+    if histogram.low == histogram.high == 0.0:
+        grid.set_scale(
+            1.0
+        )  # nothing but zeros, as behind a dead ReLU: any grid holds them, this one any bias
+        return
     low, high = scales.mse_range(histogram, codes, symmetric=grid.scheme.symmetric)
     if grid.scheme.symmetric:
         scale, zero = float(scales.symmetric_scale(np.asarray(max(-low, high)), codes)), 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -178,6 +180,62 @@ def test_a_layer_called_twice_has_a_bias_scale_for_each_call(tmp_path: Path) -> 
     with torch.no_grad():
         twin = graph(images()).numpy()
     np.testing.assert_allclose(reference.run({"input": images().numpy()})[0], twin, atol=1e-4)
+
+
+class Lambda(nn.Module):
+    """A forward function with layers."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def attention(m: Any, x: Tensor) -> Tensor:
+    scores = torch.softmax(m.q(x) @ m.k(x).transpose(1, 2), -1)
+    return m.head((scores @ m.v(x)).mean(1))  # type: ignore[no-any-return]
+
+
+# name: sample shape, network, weighted operators, those of them that run in integer on a CPU
+USERS = {
+    "conv1d": ((3, 16), Lambda(lambda m, x: m.h(torch.relu(m.c(x)).mean(2)), c=nn.Conv1d(3, 8, 3), h=nn.Linear(8, 4)), 2, 2),
+    "transposed": ((3, 8, 8), Lambda(lambda m, x: m.h(torch.relu(m.b(m.c(x))).mean((2, 3))), c=nn.ConvTranspose2d(3, 8, 2, 2), b=nn.BatchNorm2d(8), h=nn.Linear(8, 4)), 2, 1),
+    "sequence": ((6, 10), Lambda(lambda m, x: m.h(torch.relu(m.c(x)).mean(1)), c=nn.Linear(10, 8), h=nn.Linear(8, 4)), 2, 2),
+    "attention": ((6, 8), Lambda(attention, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8), head=nn.Linear(8, 4)), 6, 6),
+    "concat": ((3, 8, 8), Lambda(lambda m, x: m.h(torch.cat([torch.relu(m.a(x)), torch.sigmoid(m.b(x))], 1).mean((2, 3))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 8, 1), h=nn.Linear(16, 4)), 3, 3),
+    "squeeze-excite": ((8, 8, 8), Lambda(lambda m, x: m.h((x * torch.sigmoid(m.a(nn.functional.adaptive_avg_pool2d(x, 1)))).mean((2, 3))), a=nn.Conv2d(8, 8, 1), h=nn.Linear(8, 4)), 2, 2),
+    "hardswish": ((3, 8, 8), Lambda(lambda m, x: m.h(nn.functional.hardswish(m.a(x)).mean((2, 3))), a=nn.Conv2d(3, 8, 1), h=nn.Linear(8, 4)), 2, 2),
+    "view": ((3, 8, 8), Lambda(lambda m, x: m.h(torch.relu(m.a(x)).view(x.size(0), -1)), a=nn.Conv2d(3, 2, 1), h=nn.Linear(128, 4)), 2, 2),
+    "ends in a convolution": ((3, 8, 8), Lambda(lambda m, x: m.a(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1), a=nn.Conv2d(3, 4, 1)), 1, 1),
+    "dead ReLU": ((3, 8, 8), Lambda(lambda m, x: m.h(torch.relu(m.a(x) - 1000).mean((2, 3))), a=nn.Conv2d(3, 8, 1), h=nn.Linear(8, 4)), 2, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_networks_that_users_bring(name: str, tmp_path: Path) -> None:
+    shape, net, weighted, integer = USERS[name]
+    torch.manual_seed(0)
+    graph = to_graph(net, shape)
+    insert(graph, scheme_of("generic-cpu"))
+    x = torch.randn(32, *shape)
+    calibrate(graph, [x])
+    path = tmp_path / "m.onnx"
+    export_onnx(deployed(graph), shape, path, {})
+    with torch.no_grad():
+        twin, original = graph(x).numpy(), net.eval()(x).numpy()
+    reference = load_onnxruntime(path, Recipe(optimization=Optimization.NONE), shipped("generic-cpu"))
+    np.testing.assert_allclose(reference.run({"input": x.numpy()})[0], twin, atol=1e-4)
+    assert (
+        np.abs(twin - original).max() <= 0.05 * np.abs(original).max()
+    )  # 8 bits: a few per cent of the range
+    executed = load_onnxruntime(path, Recipe(), shipped("generic-cpu")).executed()
+    found = [node for node in executed if node.weighted]
+    assert (len(found), sum(node.integer for node in found)) == (weighted, integer)
+    assert sum(layer.macs for layer in layer_table(path)) > 0
 
 
 class RandomNet(nn.Module):
