@@ -213,6 +213,9 @@ def test_failing_candidate_does_not_take_the_others_along(tmp_path: Path) -> Non
     broken = next(r for r in outcome.json["results"] if r["candidate"] == "broken")
     assert "the loss became" in broken["reason"]
     assert broken["accuracy"] is None
+    assert "train.optimizer.lr" in broken["details"]["fix"]
+    shown = hwopt("runs", "show", "latest", cwd=tmp_path).out
+    assert "note: broken on host-cpu failed: finetune: " in shown
 
 
 @pytest.mark.slow

@@ -111,6 +111,10 @@ def warnings(record: Record) -> list[str]:
     found = []
     for r in record["results"]:
         place = f"{r['candidate']} on {r['target']}"
+        if r["status"] == "failed":
+            fix = r["details"].get("fix")
+            found.append(f"{place} failed: {r['reason']}" + (f" → {fix}" if fix else ""))
+            continue
         ratio = r["speedup"]
         if ratio and ratio["high"] is not None and ratio["high"] < 1:
             found.append(f"{place} is slower than float: {speedup(ratio)}")

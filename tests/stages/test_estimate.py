@@ -11,12 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwopt.config.hardware import shipped
+from hwopt.core.artifact import Artifact, Kind
+from hwopt.core.choices import NoOptions
 from hwopt.core.hardware import FpgaFabric
+from hwopt.core.progress import silent
+from hwopt.core.stage import StageContext
+from hwopt.errors import StageFailedError
 from hwopt.layer_table import Layer, LayerKind, layer_table
 from hwopt.numerics import fpga
 from hwopt.stages.estimate.fold import Design, Folding, foldings, search, shortage, usable
-from hwopt.stages.estimate.run import LATENCY_BAND, latency_cycles
-from hwopt.testing.models import quantized_model
+from hwopt.stages.estimate.run import LATENCY_BAND, latency_cycles, run
+from hwopt.testing.models import float_model, quantized_model
 
 
 def fabric(name: str = "zcu104") -> FpgaFabric:
@@ -175,6 +180,17 @@ def test_latency_lies_between_interval_and_sum(tmp_path: Path) -> None:
     slower = [replace(f, cycles=2 * f.cycles) for f in design.foldings]
     doubled = type(design)(foldings=tuple(slower), interval=2 * design.interval, total=design.total)
     assert latency_cycles(layers, doubled) > cycles
+
+
+def test_a_float_model_has_no_design(tmp_path: Path) -> None:
+    path, _ = float_model(tmp_path)
+    artifact = Artifact(kind=Kind.ONNX, digest="sha256:0", bytes=1, path=path)
+    context = StageContext(
+        workdir=tmp_path, seed=0, threads=1, hardware=shipped("zcu104"), model={}, progress=silent,
+        data=lambda: pytest.fail("the estimate reads no data"),
+    )  # fmt: skip
+    with pytest.raises(StageFailedError, match="4 layers have float weights or inputs"):
+        run(context, {"model": artifact}, NoOptions())
 
 
 def test_macs_by_hand(tmp_path: Path) -> None:

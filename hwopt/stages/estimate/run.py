@@ -36,10 +36,12 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) ->
             + "; ".join(f"{op} ({', '.join(names)})" for op, names in strange.items()),
             fix="replace the operators, or choose another target",
         )
-    floats = [layer.name for layer in layers if layer.macs and layer.weight_bits > 16]
+    floats = [
+        layer.name for layer in layers if layer.macs and max(layer.weight_bits, layer.activation_bits) > 16
+    ]
     if floats:
         raise StageFailedError(
-            f"{len(floats)} layers have float weights, the first is {floats[0]}; {ctx.hardware.name} "
+            f"{len(floats)} layers have float weights or inputs, the first is {floats[0]}; {ctx.hardware.name} "
             "computes with integers of 1 to 16 bits",
             fix="quantize the model for this target first",
         )

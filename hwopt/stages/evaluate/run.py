@@ -32,7 +32,6 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
     try:
         x = ctx.data().x_test
         (name,) = runtime.inputs()
-        # Even batches: a short last one would be another shape to the runtime.
         logits = np.concatenate([runtime.run({name: x[i : i + _BATCH]})[0] for i in range(0, len(x), _BATCH)])
         nodes = runtime.executed() if config.optimization is Optimization.ALL else []
     finally:
