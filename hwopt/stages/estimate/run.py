@@ -41,7 +41,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) ->
     ]
     if floats:
         raise StageFailedError(
-            f"{len(floats)} layers have float weights or inputs, the first is {floats[0]}; {ctx.hardware.name} "
+            f"{len(floats)} layers have float weights or inputs, first {floats[0]}; {ctx.hardware.name} "
             "computes with integers of 1 to 16 bits",
             fix="quantize the model for this target first",
         )
