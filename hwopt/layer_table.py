@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -158,34 +158,29 @@ class _Reader:
         return self.shapes[name]
 
     def layer(self, node: onnx.NodeProto, kind: LayerKind) -> Layer:
-        in_shape = _without_batch(self.shape(node.input[0]))
-        out_shape = _without_batch(self.shape(node.output[0]))
+        in_shape = _as_planes(_without_batch(self.shape(node.input[0])), kind)
+        out_shape = _as_planes(_without_batch(self.shape(node.output[0])), kind)
         fields: dict[str, Any] = {}
         if kind in {LayerKind.CONV, LayerKind.DEPTHWISE}:
             weight = self.shape(node.input[1])
-            kernel = (weight[2], weight[3]) if len(weight) == 4 else (weight[2], 1)
-            pads = _attribute(node, "pads", [0, 0, 0, 0])
-            strides = _attribute(node, "strides", [1, 1])
             fields = {
-                "kernel": kernel,
-                "stride": (strides[0], strides[-1]),
-                "padding": (pads[0], pads[len(pads) // 2 - 1]),
+                "kernel": _pair(weight[2:], 1),
+                "stride": _pair(_attribute(node, "strides", [1]), 1),
+                "padding": _padding(node),
                 "groups": _attribute(node, "group", 1),
                 "macs": prod(weight[1:]) * prod(out_shape),
                 "weights": prod(weight),
             }
         elif kind is LayerKind.DENSE:
             weight = self.shape(node.input[1])
-            # A vector a sample is a 1×1 convolution over one pixel.
-            fields = {"macs": prod(out_shape) * in_shape[-1], "weights": prod(weight)}
+            # A linear layer is a 1×1 convolution over as many pixels as there are vectors.
+            fields = {"macs": prod(out_shape) * in_shape[0], "weights": prod(weight)}
         elif kind is LayerKind.POOL:
-            kernel = tuple(_attribute(node, "kernel_shape", [1, 1]))
-            pads = _attribute(node, "pads", [0, 0, 0, 0])
-            strides = _attribute(node, "strides", list(kernel))
+            kernel = _attribute(node, "kernel_shape", [1])
             fields = {
-                "kernel": kernel,
-                "stride": (strides[0], strides[-1]),
-                "padding": (pads[0], pads[1]),
+                "kernel": _pair(kernel, 1),
+                "stride": _pair(_attribute(node, "strides", [1] * len(kernel)), 1),
+                "padding": _padding(node),
                 "groups": in_shape[0],
             }
         weighted = "weights" in fields
@@ -250,6 +245,23 @@ def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
         if attribute.name == name:
             return onnx.helper.get_attribute_value(attribute)
     return default
+
+
+def _pair(values: Sequence[int], missing: int) -> tuple[int, int]:
+    """Height and width; one-dimensional layers have height 1."""
+    return (values[0], values[1]) if len(values) == 2 else (missing, values[-1])
+
+
+def _padding(node: onnx.NodeProto) -> tuple[int, int]:
+    pads = _attribute(node, "pads", [0, 0])
+    return _pair(pads[: len(pads) // 2], 0)
+
+
+def _as_planes(shape: Shape, kind: LayerKind) -> Shape:
+    """Channels first with a plane behind; sequences have height 1, features of linear layers are channels."""
+    if kind is LayerKind.DENSE and len(shape) > 1:
+        return (shape[-1], 1, prod(shape[:-1]))
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
 
 
 def _without_batch(shape: Shape) -> Shape:

@@ -18,7 +18,8 @@ class Dataset:
     """Train and test split of a classification task.
 
     ``x_*`` are float32, first axis samples: N×C×H×W for images, N×F for tables. ``y_*`` are int64 class
-    indices in ``0 … classes-1``. The test split is read by the evaluation only.
+    indices in ``0 … classes-1``. The test split is read by export (parity) and evaluation only;
+    nothing is trained, calibrated or chosen on it.
     """
 
     name: str

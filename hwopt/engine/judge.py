@@ -42,6 +42,12 @@ def judge(requirement: Requirement, result: Result) -> Judged:
     if requirement.metric == "fits":
         return _fits(name, result)
     interval = interval_of(requirement.metric, result)
+    if interval is None and requirement.metric == "speedup" and result["speedup"] is not None:
+        return Judged(
+            requirement=name,
+            verdict=Verdict.INCONCLUSIVE,
+            reason="too few timed pairs for an interval; a larger benchmark.budget_seconds would settle it",
+        )
     if interval is None:
         reason = (result["details"].get("missing") or {}).get(requirement.metric, "it was not obtained")
         return Judged(

@@ -66,14 +66,17 @@ def resize_to(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
+        changed = False
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for leaf, tensor in tensors:
             shape = shapes.get(prefix + leaf)
             if shape is None or tuple(tensor.shape) == shape:
                 continue
+            changed = True
             empty = torch.zeros(shape, dtype=tensor.dtype)
             setattr(module, leaf, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
-        _adopt_sizes(module)
+        if changed:
+            _adopt_sizes(module)
 
 
 def _adopt_sizes(module: nn.Module) -> None:
@@ -81,7 +84,9 @@ def _adopt_sizes(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.conv._ConvNd):
         if module.groups > 1 and module.weight.shape[1] == 1:  # depthwise: a group a channel
-            module.groups = module.in_channels = module.out_channels = module.weight.shape[0]
+            outputs_a_group = module.out_channels // module.groups
+            module.out_channels = module.weight.shape[0]
+            module.groups = module.in_channels = module.out_channels // outputs_a_group
         elif module.transposed:
             module.in_channels, module.out_channels = (
                 module.weight.shape[0],

@@ -101,7 +101,7 @@ def matrix_resources(
         lut += p * q * w * ceil(depth / 64)
     else:
         bram = bram18_blocks(depth, width)
-    dsp = ceil(p * q / macs_per_dsp) if macs_per_dsp else 0
+    dsp = ceil(p / macs_per_dsp) * q if macs_per_dsp else 0  # packed along the processing elements
     return Resources(lut, dsp, bram)
 
 

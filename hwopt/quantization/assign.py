@@ -197,6 +197,10 @@ def _cannot_be_negative(node: fx.Node) -> bool:
     if node.target is _aten.hardtanh.default:
         return float(argument(node, 1)) >= 0
     passed_on = TRANSPARENT | {_aten.adaptive_avg_pool2d.default, _aten.avg_pool2d.default, _aten.add.Tensor}
+    if node.target is _aten.add.Tensor and (
+        len(node.all_input_nodes) != 2 or node.kwargs.get("alpha", 1) != 1
+    ):
+        return False  # a number is added, or something is taken away
     if node.target in passed_on:
         return all(_cannot_be_negative(source) for source in node.all_input_nodes)
     return False
@@ -212,14 +216,22 @@ def _activation_scheme(node: fx.Node, scheme: TensorScheme) -> TensorScheme:
 def _tensor_inputs(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """Activations that ``node`` reads."""
     if node.target is _aten.cat.default:
-        return list(argument(node, 0))
+        return [a for a in argument(node, 0) if not _is_constant(a)]
     width = (
         2
         if node.target in {_aten.add.Tensor, _aten.mul.Tensor} or WEIGHTED.get(node.target) == "MatMul"
         else 1
     )
     inputs = [a for a in node.args[:width] if isinstance(a, fx.Node)]
-    return [a for a in inputs if constant(graph_module, a) is None]
+    return [a for a in inputs if not _is_constant(a)]
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a value follows from constants alone: a weight, or a view of one."""
+    if node.op == "get_attr":
+        return True
+    sources = node.all_input_nodes
+    return node.op == "call_function" and bool(sources) and all(_is_constant(source) for source in sources)
 
 
 def _activations_at_outputs(

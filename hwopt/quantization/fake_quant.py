@@ -115,12 +115,13 @@ class FakeQuant(nn.Module):
     def effective_scale(self) -> Tensor:
         """The scale in use: positive, a power of two where asked for, below the ceiling."""
         exponent: Tensor = self.log2_scale
-        if self.ceiling is not None:
-            # A hair below, so that rounding in the runtime does not reach beyond the ceiling.
-            exponent = exponent.clamp_max(math.log2(self.ceiling / (self.high - self.low)) - 1e-6)
         if self.power_of_two:
-            snapped = torch.floor(exponent) if self.ceiling is not None else torch.round(exponent)
-            exponent = exponent + (snapped - exponent).detach()  # straight through, as TQT does
+            # The next power below a ceiling would lose up to half the range: the clipping operator stays.
+            exponent = exponent + (torch.round(exponent) - exponent).detach()  # straight through, as TQT does
+        elif self.ceiling is not None:
+            # A hair below, so that rounding in the runtime does not reach beyond the ceiling.
+            bound = math.log2(self.ceiling / (self.high - self.low)) - 1e-6
+            exponent = exponent + (exponent.clamp_max(bound) - exponent).detach()
         return torch.exp2(exponent)
 
     def set_scale(self, scale: Tensor | float) -> None:
@@ -187,6 +188,16 @@ class BiasQuant(nn.Module):
         """Shape (channels,) or scalar."""
         activation, weight = self._grids
         return (activation.effective_scale() * weight.effective_scale().flatten()).detach()
+
+    def make_room(self, bias: Tensor) -> None:
+        """Raise weight scales until every code of ``bias`` stays below 2^30."""
+        activation, weight = self._grids
+        with torch.no_grad():
+            least = torch.log2(bias.detach().abs().clamp_min(1e-30) / activation.effective_scale()) - 30
+            if weight.axis is None:
+                least = least.max()
+            shape = weight.log2_scale.shape
+            weight.log2_scale.copy_(torch.maximum(weight.log2_scale, torch.ceil(least).reshape(shape)))
 
     def forward(self, bias: Tensor) -> Tensor:
         """``bias`` on the accumulator's grid."""

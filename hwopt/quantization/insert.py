@@ -120,6 +120,16 @@ def calibrate(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> None:
             _fit_activation(grid, grid.histogram)
         grid.histogram = None
         grid.mode = Mode.QUANTIZE
+    _make_room_for_biases(graph_module)
+
+
+def _make_room_for_biases(graph_module: fx.GraphModule) -> None:
+    """Raise the scale of channels whose weights are so small that int32 could not hold their bias."""
+    for node in graph_module.graph.nodes:
+        module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        bias = constant(graph_module, argument(node, 0)) if isinstance(module, BiasQuant) else None
+        if isinstance(module, BiasQuant) and bias is not None:
+            module.make_room(bias)
 
 
 def _refuse_constant(node: fx.Node, histogram: scales.Histogram) -> None:
@@ -140,6 +150,7 @@ def _fit_weight(grid: FakeQuant, weight: Tensor) -> None:
     )
     codes = (grid.low, grid.high)
     fitted = scales.mse_symmetric_scale(rows, codes, pow2=grid.power_of_two)
+    fitted = np.where(np.abs(rows).max(axis=1) == 0, 1.0, fitted)  # any grid holds zeros
     grid.set_scale(torch.as_tensor(fitted))
 
 

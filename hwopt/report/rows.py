@@ -121,8 +121,8 @@ def warnings(record: Record) -> list[str]:
         pairs = r["details"].get("benchmark", {}).get("pairs", {})
         if pairs.get("degraded"):
             found.append(
-                f"{place}: only {pairs['clean_share']:.0%} of the timed pairs were undisturbed; the interval "
-                "covers all pairs"
+                f"{place}: only {pairs['clean_share']:.0%} of the timed pairs were undisturbed; the machine "
+                "was busy"
             )
         if pairs.get("steady") is False:
             found.append(f"{place}: the runtime did not reach a steady state before timing")

@@ -210,7 +210,7 @@ def evaluate(module: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def refresh_batch_norm(module: nn.Module, x: Tensor, *, limit: int = 2048) -> None:
-    """Estimate batch-norm statistics anew from the first ``limit`` samples, as a plain average.
+    """Estimate batch-norm statistics anew from ``limit`` random samples, as a plain average.
 
     Needed after every change of structure: the old statistics belong to channels in other company.
     """
@@ -222,9 +222,13 @@ def refresh_batch_norm(module: nn.Module, x: Tensor, *, limit: int = 2048) -> No
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     was_training = module.training
-    module.train()
+    module.train(False)  # dropout stays off; only the norms look at their batch
+    for norm in norms:
+        norm.train()
+    # In random order: a data set sorted by class would give the statistics of its first class.
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(x))[:limit])
     with torch.no_grad():
-        for chunk in torch.split(x[:limit], 128):
+        for chunk in torch.split(x[order], 128):
             if len(chunk) > 1:
                 module(chunk)
     module.train(was_training)

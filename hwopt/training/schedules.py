@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions from progress to a factor on the base rate.
 
 ``t`` is the share of steps done, 0 at the first step and 1 after the last; warm-up is laid over any of them
-by ``factor``.
+by ``warm_up``.
 """
 
 from __future__ import annotations

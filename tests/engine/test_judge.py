@@ -41,7 +41,7 @@ TABLE = [
     ("speedup", {"max": 2.0}, {}, I),
     ("speedup", {"max": 1.0}, {}, F),
     ("speedup", {"min": 1.0}, {"speedup": None}, F),
-    ("speedup", {"min": 1.0}, {"speedup": {"estimate": 2.0, "low": None, "high": None}}, F),
+    ("speedup", {"min": 1.0}, {"speedup": {"estimate": 2.0, "low": None, "high": None}}, I),
     ("speedup", {"min": 1.5}, {"tier": "predicted"}, I),
     ("speedup", {"min": 3.0}, {"tier": "predicted"}, F),
     ("speedup", {"min": 1.5}, {"tier": "estimated"}, P),

@@ -21,6 +21,7 @@ from hwopt.core.backend import Optimization, Recipe
 from hwopt.core.hardware import QuantizationScheme
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.layer_table import layer_table
+from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.assign import Role, assign
 from hwopt.quantization.graph import to_graph
 from hwopt.quantization.insert import calibrate, deployed, insert
@@ -165,6 +166,41 @@ class CalledTwice(nn.Module):
         return logits
 
 
+def test_biases_survive_channels_without_weights() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    with torch.no_grad():
+        net[0].weight[0] = 0.0
+        net[0].weight[1] *= 1e-9
+        net[0].bias.fill_(1.0)
+    for device in ("x86-avx2", "zcu104"):
+        graph = to_graph(net, SAMPLE_SHAPE)
+        insert(graph, scheme_of(device))
+        calibrate(graph, [images()])
+        with torch.no_grad():
+            assert sqnr_db(net(images()).numpy(), graph(images()).numpy()) > 25
+
+
+@pytest.mark.parametrize("device", [*HOST_SCHEMES, "zcu104", "nvidia-l4"])
+def test_twin_is_close_to_the_float_net(device: str) -> None:
+    net = tiny_net()
+    graph = to_graph(net, SAMPLE_SHAPE)
+    insert(graph, scheme_of(device))
+    calibrate(graph, [images()])
+    with torch.no_grad():
+        assert sqnr_db(net(images()).numpy(), graph(images()).numpy()) > 25  # 8 bits, four layers
+
+
+def test_weights_behind_a_view_stay_float() -> None:
+    net = Lambda(lambda m, x: x @ m.a.weight.transpose(0, 1), a=nn.Linear(6, 4, bias=False))
+    graph = to_graph(net, (6,))
+    table = insert(graph, scheme_of("zcu104"))
+    assert all(d.tensor.startswith(("x", "matmul")) for d in table.decisions)
+    x = torch.randn(64, 6)
+    calibrate(graph, [x])
+    with torch.no_grad():
+        assert sqnr_db(net(x).numpy(), graph(x).numpy()) > 25
+
+
 def test_a_layer_called_twice_has_a_bias_scale_for_each_call(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph = to_graph(CalledTwice(), SAMPLE_SHAPE)
@@ -273,7 +309,12 @@ class RandomNet(nn.Module):
         return logits
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True,
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     blocks=st.lists(
         st.sampled_from(["plain", "depthwise", "residual", "concat", "pool"]), min_size=1, max_size=4

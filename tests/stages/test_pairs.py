@@ -61,7 +61,7 @@ def test_disturbed_pairs_are_dropped_by_a_rule_that_does_not_see_the_ratio() -> 
     assert comparison.interval().high == 1.0
     assert not comparison.degraded
     mostly = pairs.Comparison(
-        ratios=[1.0] * 10 + [9.0] * 30, clean=[True] * 10 + [False] * 30, first=["baseline"] * 40
+        ratios=[1.0] * 7 + [9.0] * 33, clean=[True] * 7 + [False] * 33, first=["baseline"] * 40
     )
     assert mostly.degraded
     assert mostly.interval().high == 9.0  # then all pairs count, and the record says so

@@ -26,6 +26,7 @@ LOOKS: Final = (20, 40, 80, 160)  # clean pairs at which the interval is looked 
 LOOK_CONFIDENCE: Final = 0.9875  # four looks keep the family at 95 %
 WALL_OVER_CPU: Final = 1.03
 LEAST_CLEAN_SHARE: Final = 0.6
+LEAST_PAIRS: Final = 8  # fewer give no interval at LOOK_CONFIDENCE
 STEADY_WINDOW: Final = 5
 STEADY_TOLERANCE: Final = 0.01
 STEADY_CAP_SECONDS: Final = 1.0
@@ -60,12 +61,13 @@ class Comparison:
 
     @property
     def degraded(self) -> bool:
-        """Too few clean pairs: the interval then covers all pairs."""
+        """The machine was busy: the record and the report say so."""
         return self.clean_share < LEAST_CLEAN_SHARE
 
     def interval(self) -> Interval:
         """Median ratio with its exact interval, over clean pairs; over all where too few are clean."""
-        kept = [r for r, c in zip(self.ratios, self.clean, strict=True) if c or self.degraded]
+        too_few = sum(self.clean) < LEAST_PAIRS
+        kept = [r for r, c in zip(self.ratios, self.clean, strict=True) if c or too_few]
         return Interval(*median_interval(np.asarray(kept), LOOK_CONFIDENCE))
 
 
@@ -146,7 +148,7 @@ def compare(
                 return result
             if count == LOOKS[-1]:
                 return result
-        if time.perf_counter() > end:
+        if time.perf_counter() > end and len(result.ratios) >= LEAST_PAIRS:
             return result
 
 

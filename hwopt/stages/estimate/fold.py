@@ -18,7 +18,7 @@ from hwopt.numerics import fpga
 from hwopt.numerics.fpga import Resources
 
 # Share by which a placed design may exceed the formula. Five placed BNN-PYNQ designs lie -53 … +69 % from
-# FINN's LUT formula (shared design notes, "What matters most", 4); DSP and BRAM follow from the mapping.
+# FINN's LUT formula; this band holds for most of them, not all. DSP and BRAM follow from the mapping.
 LUT_BAND = 0.5
 
 

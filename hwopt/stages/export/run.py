@@ -93,7 +93,8 @@ def check_parity(
             f"the exported model differs from the network by {difference:.2g} on logits up to {largest:.2g}",
             fix="the exporter mistranslated an operator; report it with the model",
         )
-    if quantized and agreement < LEAST_AGREEMENT:
+    # One sample may always differ: in a small test split a single near-tie would otherwise fail the export.
+    if quantized and round((1 - agreement) * len(x)) > max(1, (1 - LEAST_AGREEMENT) * len(x)):
         raise StageFailedError(
             f"the exported model and the network agree on {agreement:.2%} of the test samples only",
             fix="the exporter mistranslated an operator; report it with the model",
