@@ -27,6 +27,7 @@ CONVOLUTIONS: Final = {
     _aten.conv_transpose2d.input,
 }
 _DROPOUT: Final = {_aten.dropout.default, _aten.dropout_.default, _aten.feature_dropout.default}
+_RELU6: Final = {_aten.relu6.default, _aten.relu6_.default}
 _IN_PLACE: Final = {
     _aten.relu_.default: _aten.relu.default,
     _aten.hardtanh_.default: _aten.hardtanh.default,
@@ -140,6 +141,8 @@ def _plain_operators(graph_module: fx.GraphModule) -> None:
     for node in graph_module.graph.nodes:
         if node.op == "call_function" and node.target in _IN_PLACE:
             node.target = _IN_PLACE[node.target]
+        if node.op == "call_function" and node.target in _RELU6:
+            node.target, node.args = _aten.hardtanh.default, (argument(node, 0), 0.0, 6.0)
 
 
 def _remove_dropout(graph_module: fx.GraphModule) -> None:
