@@ -36,18 +36,6 @@ def matrix_cycles(mh: int, mw: int, p: int, q: int, pixels: int) -> int:
     return (mh // p) * (mw // q) * pixels
 
 
-def window_cycles(
-    height: int, width: int, channels: int, out_height: int, out_width: int, kernel: int, stride: int, q: int
-) -> int:
-    """Cycles of a sliding-window generator: OH·max(OW·k²·C/Q, stride·W·C/Q), the first fill not counted.
-
-    Reference:
-        FINN, convolutioninputgenerator_rtl.py.
-    """
-    lanes = max(1, channels // q)
-    return out_height * max(out_width * kernel * kernel * lanes, stride * width * lanes)
-
-
 def accumulator_bits(mw: int, w: int, a: int) -> int:
     """Bits that hold a sum of MW products: log2(MW) + W + A - 1.
 

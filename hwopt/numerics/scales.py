@@ -48,7 +48,7 @@ def power_of_two(scale: Float) -> Float:
     """The nearest power of two in the logarithm, as a shifter can apply it.
 
     Reference:
-        Jain et al., MLSys 2020 (TQT), section 3.1.
+        Jain et al., MLSys 2020 (TQT), section 3.1, with the nearest power in place of the next.
     """
     return np.exp2(np.rint(np.log2(np.asarray(scale, np.float64))))
 
@@ -148,11 +148,6 @@ class Histogram:
         width = 2 * self.reach / self.bins
         centers: Float = np.clip((np.arange(self.bins) + 0.5) * width - self.reach, self.low, self.high)
         return centers
-
-
-def minmax_range(histogram: Histogram) -> tuple[float, float]:
-    """Least and greatest value seen."""
-    return histogram.low, histogram.high
 
 
 def percentile_range(histogram: Histogram, percentile: float = 99.99) -> tuple[float, float]:
