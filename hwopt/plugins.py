@@ -60,6 +60,13 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
         "nadamw": "hwopt.training.optimizers:NADAMW",
         "radam": "hwopt.training.optimizers:RADAM",
     },
+    "observer": {
+        "mse": "hwopt.numerics.observers:Mse",
+        "min_max": "hwopt.numerics.observers:MinMax",
+        "moving_average": "hwopt.numerics.observers:MovingAverage",
+        "percentile": "hwopt.numerics.observers:Percentile",
+        "entropy": "hwopt.numerics.observers:Entropy",
+    },
     "schedule": {
         "constant": "hwopt.training.schedules:constant",
         "cosine": "hwopt.training.schedules:cosine",

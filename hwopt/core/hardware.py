@@ -68,6 +68,7 @@ class TensorScheme(Settings):
     range: tuple[int, int] | None = None  # codes in use; None is the whole type
     nonnegative: str | None = None  # the type of tensors that cannot be negative, such as after ReLU
     also: tuple[str, ...] = ()  # further types that this device executes as integers, on request
+    block: Annotated[int, Field(ge=16)] | None = None  # input channels that share a scale; a power of two
 
     @model_validator(mode="after")
     def _range_fits_type(self) -> Self:
@@ -79,6 +80,8 @@ class TensorScheme(Settings):
             raise ValueError(f"range {[low, high]} does not lie inside {dtype}: {[dtype.low, dtype.high]}")
         if self.symmetric and dtype.signed and low > 0:
             raise ValueError("a symmetric range holds 0")
+        if self.block is not None and (self.block & (self.block - 1) or self.granularity != "channel"):
+            raise ValueError("block is a power of two, and goes with granularity channel")
         return self
 
     @property
@@ -100,6 +103,37 @@ class TensorScheme(Settings):
         return self.model_copy(update={"dtype": dtype, "range": None, "nonnegative": nonnegative})
 
 
+class Mode(StrEnum):
+    """When activations become integers."""
+
+    STATIC = "static"  # on scales from calibration or training
+    DYNAMIC = "dynamic"  # on the range of each input as it runs; matrix products only
+    WEIGHT_ONLY = "weight_only"  # never: weights are stored in few bits, arithmetic is float
+
+
+class LayerRule(Settings):
+    """Other types for the layers that a pattern names; of several rules the first match wins."""
+
+    layers: str = ".*"  # regular expression for the whole name of a layer's weight, or of its operator
+    operators: tuple[str, ...] = ()  # ONNX types; none means every type
+    weights: str | None = None  # None keeps the scheme's type
+    activations: str | None = None  # of the layer's inputs
+    keep_float: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise ValueError(f"{self.layers!r} is not a regular expression: {error}") from None
+        for dtype in (self.weights, self.activations):
+            if dtype is not None:
+                QDType.parse(dtype)
+        if self.keep_float == bool(self.weights or self.activations):
+            raise ValueError("a rule names types, or says keep_float: true")
+        return self
+
+
 class QuantizationScheme(Settings):
     """What the device needs from a quantized model.
 
@@ -113,6 +147,7 @@ class QuantizationScheme(Settings):
     bias: Literal["int32", "float"] = "int32"
     scale: Literal["float", "power_of_two"] = "float"
     placement: Literal["outputs", "inputs"] = "outputs"
+    mode: Mode = Mode.STATIC
     operators: tuple[str, ...]  # ONNX operator types that run in integer on this device
     why: str  # one sentence: the property of the silicon behind the choice
 

@@ -1,53 +1,23 @@
 """Decide before acting: which tensor gets which grid, and the rule that says so.
 
-Pure: reads the graph, changes nothing, and returns a table that can be printed and kept.
+Pure: reads the network, changes nothing, and returns a table that can be printed and kept.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
-
-import torch
-from torch import fx
 
 from hwopt.core.canonical import JSON
-from hwopt.core.hardware import QuantizationScheme, TensorScheme
-from hwopt.quantization.graph import CONVOLUTIONS, argument, constant
+from hwopt.core.hardware import LayerRule, Mode, QuantizationScheme, TensorScheme
+from hwopt.errors import ConfigError
+from hwopt.quantization.net import TRANSPARENT, WEIGHTED, Net, Op, makers, readers
 
-_aten = torch.ops.aten
-
-# ATen operator -> ONNX operator type, the language of hardware profiles.
-WEIGHTED: Final[dict[Any, str]] = {
-    _aten.conv1d.default: "Conv",
-    _aten.conv2d.default: "Conv",
-    _aten.conv_transpose2d.input: "ConvTranspose",
-    _aten.linear.default: "Gemm",
-    _aten.matmul.default: "MatMul",
-    _aten.mm.default: "MatMul",
-    _aten.bmm.default: "MatMul",
-}
-OTHER: Final[dict[Any, str]] = {
-    _aten.add.Tensor: "Add",
-    _aten.mul.Tensor: "Mul",
-    _aten.cat.default: "Concat",
-    _aten.adaptive_avg_pool2d.default: "GlobalAveragePool",
-    _aten.avg_pool2d.default: "AveragePool",
-    _aten.leaky_relu.default: "LeakyRelu",
-    _aten.sigmoid.default: "Sigmoid",
-}
-# Output lies on the input's grid: one grid serves both.
-TRANSPARENT: Final = {
-    _aten.max_pool2d.default,
-    _aten.flatten.using_ints,
-    _aten.view.default,
-    _aten.reshape.default,
-    _aten.permute.default,
-    _aten.transpose.int,
-    _aten.squeeze.dim,
-    _aten.unsqueeze.default,
-}
+_INT32 = TensorScheme(dtype="int32", symmetric=True, granularity="channel")
+# Operators that carry weights but have kernels of their own, if any.
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 class Role(StrEnum):
@@ -62,27 +32,37 @@ class Role(StrEnum):
 class Decision:
     """One tensor and its grid; ``scheme`` None leaves it in floating point."""
 
-    tensor: str  # node name
+    tensor: str
     role: Role
     operator: str  # ONNX type of the operator concerned
-    node: str  # that operator's node name
+    node: str  # that operator's name
     scheme: TensorScheme | None
     rule: str  # why
     axis: int | None = None
+    in_axis: int | None = None  # along which a blocked weight is cut
     ceiling: float | None = None  # greatest value the tensor can hold
     shares: str | None = None  # the tensor whose grid this one uses
+    dynamic: bool = False  # the range is taken from each input as it runs
 
     def to_json(self) -> dict[str, JSON]:
         """Plain JSON, for the table artifact and ``--explain``."""
+        scheme = self.scheme
+        granularity = None
+        if scheme is not None:
+            granularity = (
+                f"block of {scheme.block}"
+                if scheme.block
+                else ("channel" if self.axis is not None else "tensor")
+            )
         return {
             "tensor": self.tensor,
             "role": self.role.value,
             "operator": self.operator,
-            "dtype": None if self.scheme is None else self.scheme.dtype,
-            "codes": None if self.scheme is None else list(self.scheme.codes),
-            "granularity": None
-            if self.scheme is None
-            else ("channel" if self.axis is not None else "tensor"),
+            "node": self.node,
+            "dtype": None if scheme is None else scheme.dtype,
+            "codes": None if scheme is None else list(scheme.codes),
+            "granularity": granularity,
+            "dynamic": self.dynamic,
             "shares": self.shares,
             "rule": self.rule,
         }
@@ -90,234 +70,326 @@ class Decision:
 
 @dataclass(slots=True)
 class Assignment:
-    """All decisions; activations in graph order, then weights and biases of each operator."""
+    """All decisions; weights and biases of each operator first, then activations in order of execution."""
 
     decisions: list[Decision] = field(default_factory=list)
-    # placement "inputs": tensor -> names of the operators that read the quantized value
+    # tensor -> names of the operators that read the quantized value, where not all do
     readers: dict[str, set[str]] = field(default_factory=dict)
 
+    def integer_nodes(self) -> list[str]:
+        """Weighted operators that the table wants in integer."""
+        return [
+            d.node
+            for d in self.decisions
+            if d.role is Role.WEIGHT and d.scheme is not None and d.operator in WEIGHTED
+        ]
 
-def assign(graph_module: fx.GraphModule, scheme: QuantizationScheme) -> Assignment:
-    """The grid of every tensor under ``scheme``."""
-    nodes = [node for node in graph_module.graph.nodes if node.op == "call_function"]
+
+def assign(net: Net, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()) -> Assignment:
+    """The grid of every tensor under ``scheme``; the first of ``rules`` that matches a layer overrides it.
+
+    Raises:
+        ConfigError: a rule that matches no layer.
+    """
+    override = _overrides(net, rules)
+    kept = {name for name, rule in override.items() if rule.keep_float}
+    operators = set(scheme.operators)
+    if scheme.mode is not Mode.STATIC:
+        operators = {"Gemm", "MatMul", "LSTM" if scheme.mode is Mode.DYNAMIC else "Gather"}
+    chosen = [op for op in net.ops if op.kind in operators and op.name not in kept]
+    if scheme.mode is not Mode.STATIC:
+        chosen = [op for op in chosen if op.weight is not None]
     result = Assignment()
-    chosen = [node for node in nodes if _onnx_type(node) in scheme.operators]
-    _weights(graph_module, chosen, scheme, result)
-    if scheme.placement == "inputs":
-        _activations_at_inputs(graph_module, chosen, scheme, result)
-    else:
-        _activations_at_outputs(graph_module, chosen, scheme, result)
-    _left_in_float(nodes, chosen, scheme, result)
+    _weights(net, chosen, scheme, override, result)
+    if scheme.mode is Mode.DYNAMIC:
+        _dynamic_inputs(chosen, scheme, result)
+    elif scheme.mode is Mode.STATIC and scheme.placement == "inputs":
+        _activations_at_inputs(net, chosen, scheme, override, result)
+    elif scheme.mode is Mode.STATIC:
+        _activations_at_outputs(net, chosen, scheme, override, result)
+    _left_in_float(net, chosen, scheme, override, result)
     return result
 
 
-def _onnx_type(node: fx.Node) -> str | None:
-    kind = WEIGHTED.get(node.target) or OTHER.get(node.target)
-    if kind in {"Add", "Mul"} and not all(isinstance(a, fx.Node) for a in node.args[:2]):
-        return None  # an operand is a number: no second tensor to quantize
-    if kind == "GlobalAveragePool" and list(argument(node, 1)) != [1, 1]:
-        return None
-    return kind
+def _overrides(net: Net, rules: Sequence[LayerRule]) -> dict[str, LayerRule]:
+    """Operator name to the first rule that matches the name of its weight, or its own."""
+    found: dict[str, LayerRule] = {}
+    used: set[int] = set()
+    for op in net.ops:
+        for index, rule in enumerate(rules):
+            if any(re.fullmatch(rule.layers, name) for name in (op.weight, op.name) if name) and (
+                not rule.operators or op.kind in rule.operators
+            ):
+                used.add(index)
+                found.setdefault(op.name, rule)
+                break
+    for index, rule in enumerate(rules):
+        if index not in used:
+            layers = [op.weight for op in net.ops if op.weight]
+            raise ConfigError(
+                f"the rule for layers {rule.layers!r} matches no layer that an earlier rule does not take",
+                fix=f"the layers are {', '.join(layers[:12])}{' …' if len(layers) > 12 else ''}",
+            )
+    return found
 
 
 def _weights(
-    graph_module: fx.GraphModule, chosen: list[fx.Node], scheme: QuantizationScheme, result: Assignment
+    net: Net,
+    chosen: list[Op],
+    scheme: QuantizationScheme,
+    override: dict[str, LayerRule],
+    result: Assignment,
 ) -> None:
     seen: set[str] = set()
-    for node in chosen:
-        kind = WEIGHTED.get(node.target)
-        weight = argument(node, 1)
-        tensor = constant(graph_module, weight)
-        if kind is None or tensor is None:
+    for op in chosen:
+        if op.kind is None or op.weight is None:
             continue
-        if weight.name not in seen:  # a layer that is called twice has one weight, and one grid for it
-            seen.add(weight.name)
-            per_channel = scheme.weights.granularity == "channel"
+        rule = override.get(op.name)
+        weights = (
+            scheme.weights
+            if rule is None or rule.weights is None
+            else scheme.weights.with_dtype(rule.weights)
+        )
+        if op.weight not in seen:  # a layer that is called twice has one weight, and one grid for it
+            seen.add(op.weight)
+            why = f"asked for by the rule for {rule.layers}" if rule and rule.weights else scheme.why
+            if weights.block is not None and not _cuts_evenly(net, op, weights.block):
+                weights = weights.model_copy(update={"block": None})
+                why += "; one scale a channel, for its inputs do not divide into blocks"
             result.decisions.append(
                 Decision(
-                    tensor=weight.name,
+                    tensor=op.weight,
                     role=Role.WEIGHT,
-                    operator=kind,
-                    node=node.name,
-                    scheme=scheme.weights,
-                    axis=_channel_axis(node, tensor.dim()) if per_channel else None,
-                    rule=f"{scheme.weights.dtype} {list(scheme.weights.codes)}: {scheme.why}",
+                    operator=op.kind,
+                    node=op.name,
+                    scheme=weights,
+                    axis=op.axis if weights.granularity == "channel" else None,
+                    in_axis=op.in_axis,
+                    rule=f"{weights.dtype} {list(weights.codes)}: {why}",
                 )
             )
-        bias = argument(node, 2)
-        if constant(graph_module, bias) is not None:
-            in_integer = scheme.bias == "int32"
+        if op.bias is not None and op.kind not in _RECURRENT:
+            in_integer = scheme.bias == "int32" and scheme.mode is Mode.STATIC
             result.decisions.append(
                 Decision(
-                    tensor=bias.name,
+                    tensor=op.bias,
                     role=Role.BIAS,
-                    operator=kind,
-                    node=node.name,
-                    scheme=TensorScheme(dtype="int32", symmetric=True, granularity="channel")
-                    if in_integer
-                    else None,
+                    operator=op.kind,
+                    node=op.name,
+                    scheme=_INT32 if in_integer else None,
                     rule="int32 at input scale × weight scale, added in the accumulator"
                     if in_integer
-                    else "the device adds the bias in floating point",
+                    else "added in floating point",
                 )
             )
 
 
-def _channel_axis(node: fx.Node, rank: int) -> int:
-    if node.target in CONVOLUTIONS:
-        return 1 if node.target is _aten.conv_transpose2d.input else 0
-    return 0 if node.target is _aten.linear.default else rank - 1
-
-
-def _fused_activation(node: fx.Node) -> fx.Node | None:
-    """The ReLU or ReLU6 that the runtime merges into ``node``, if it is its only reader."""
-    if len(node.users) != 1:
-        return None
-    (user,) = node.users
-    if user.op != "call_function":
-        return None
-    if user.target is _aten.relu.default:
-        return user
-    if user.target is _aten.hardtanh.default and argument(user, 1) == 0.0:
-        return user
-    return None
-
-
-def _ceiling(node: fx.Node) -> float | None:
-    if node.op == "call_function" and node.target is _aten.hardtanh.default and argument(node, 1) == 0.0:
-        return float(argument(node, 2))
-    return None
-
-
-def _cannot_be_negative(node: fx.Node) -> bool:
-    if node.op != "call_function":
+def _cuts_evenly(net: Net, op: Op, block: int) -> bool:
+    values = net.constant(op.weight) if op.weight else None
+    if values is None or op.in_axis is None or op.kind == "Gather":
         return False
-    if node.target in {_aten.relu.default, _aten.sigmoid.default}:
+    return values.ndim == 2 and values.shape[op.in_axis] % block == 0
+
+
+def _fused_activation(op: Op, readers_of: dict[str, list[Op]], outputs: frozenset[str]) -> Op | None:
+    """The ReLU or ReLU6 that the runtime merges into ``op``, if it is its only reader."""
+    users = readers_of.get(op.output, [])
+    if len(users) != 1 or op.output in outputs:
+        return None
+    user = users[0]
+    if user.kind == "Relu" or (user.kind == "Clip" and user.bounds is not None and user.bounds[0] == 0.0):
+        return user
+    return None
+
+
+def _ceiling(op: Op | None) -> float | None:
+    if op is not None and op.kind == "Clip" and op.bounds is not None and op.bounds[0] == 0.0:
+        return op.bounds[1]
+    return None
+
+
+_NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax"})
+_KEEPS_SIGN = TRANSPARENT | {"GlobalAveragePool", "AveragePool", "Add", "Concat"}
+
+
+def _cannot_be_negative(tensor: str, made_by: dict[str, Op]) -> bool:
+    op = made_by.get(tensor)
+    if op is None:
+        return False
+    if op.kind in _NOT_NEGATIVE:
         return True
-    if node.target is _aten.hardtanh.default:
-        return float(argument(node, 1)) >= 0
-    passed_on = TRANSPARENT | {_aten.adaptive_avg_pool2d.default, _aten.avg_pool2d.default, _aten.add.Tensor}
-    if node.target is _aten.add.Tensor and (
-        len(node.all_input_nodes) != 2 or node.kwargs.get("alpha", 1) != 1
-    ):
-        return False  # a number is added, or something is taken away
-    if node.target in passed_on:
-        return all(_cannot_be_negative(source) for source in node.all_input_nodes)
+    if op.kind == "Clip":
+        return op.bounds is not None and op.bounds[0] >= 0
+    if op.kind in _KEEPS_SIGN:
+        return bool(op.inputs) and all(_cannot_be_negative(name, made_by) for name in op.inputs)
     return False
 
 
-def _activation_scheme(node: fx.Node, scheme: TensorScheme) -> TensorScheme:
-    """The scheme of a tensor; devices with a type for non-negative values use it where that is certain."""
-    if scheme.nonnegative is not None and _cannot_be_negative(node):
-        return scheme.model_copy(update={"dtype": scheme.nonnegative, "range": None})
-    return scheme
-
-
-def _tensor_inputs(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """Activations that ``node`` reads."""
-    if node.target is _aten.cat.default:
-        return [a for a in argument(node, 0) if not _is_constant(a)]
-    width = (
-        2
-        if node.target in {_aten.add.Tensor, _aten.mul.Tensor} or WEIGHTED.get(node.target) == "MatMul"
-        else 1
-    )
-    inputs = [a for a in node.args[:width] if isinstance(a, fx.Node)]
-    return [a for a in inputs if not _is_constant(a)]
-
-
-def _is_constant(node: fx.Node) -> bool:
-    """Whether a value follows from constants alone: a weight, or a view of one."""
-    if node.op == "get_attr":
-        return True
-    sources = node.all_input_nodes
-    return node.op == "call_function" and bool(sources) and all(_is_constant(source) for source in sources)
+def _absorbs_relu(activations: TensorScheme) -> bool:
+    """Whether a grid can begin at zero, so that the runtime may drop the ReLU in front of it."""
+    return activations.nonnegative is not None or not (activations.symmetric and activations.type.signed)
 
 
 def _activations_at_outputs(
-    graph_module: fx.GraphModule, chosen: list[fx.Node], scheme: QuantizationScheme, result: Assignment
+    net: Net,
+    chosen: list[Op],
+    scheme: QuantizationScheme,
+    override: dict[str, LayerRule],
+    result: Assignment,
 ) -> None:
     """A grid on every tensor that enters or leaves a chosen operator."""
-    wanted: dict[fx.Node, tuple[str, str]] = {}  # node -> (operator, rule)
-    results = set(graph_module.graph.output_node().all_input_nodes)
-    for node in chosen:
-        kind = str(_onnx_type(node))
-        for source in _tensor_inputs(graph_module, node):
+    read_by, made_by = readers(net), makers(net)
+    merges = _absorbs_relu(scheme.activations)
+    types: dict[str, str] = {}  # tensor -> type that a rule asks for
+    wanted: dict[str, tuple[str, str]] = {}  # tensor -> (operator, rule)
+    for op in chosen:
+        kind = str(op.kind)
+        for source in op.inputs:
             wanted.setdefault(source, (kind, f"read by {kind}, which runs in integer"))
-        end = _fused_activation(node) or node
-        if end in results and kind in {"Gemm", "MatMul"}:
+        rule = override.get(op.name)
+        if rule is not None and rule.activations is not None:
+            types |= dict.fromkeys(op.inputs, rule.activations)
+        merged = _fused_activation(op, read_by, net.outputs) if merges else None
+        end = merged or op
+        if end.output in net.outputs and kind in {"Gemm", "MatMul"}:
             continue  # the result of the network: these operators hand out floats for free
-        rule = f"written by {kind}, which needs its output quantized to run in integer"
-        wanted[end] = (kind, rule if end is node else rule + "; the activation is merged into the grid")
+        text = f"written by {kind}, which needs its output quantized to run in integer"
+        wanted[end.output] = (kind, text if end is op else text + "; the activation is merged into the grid")
+    transparent = TRANSPARENT if merges else TRANSPARENT | {"Relu"}
     # A transparent operator has one grid on both sides, so its source is wanted as well.
-    shared: dict[fx.Node, fx.Node] = {}
-    for node in reversed(list(graph_module.graph.nodes)):
-        if node in wanted and node.op == "call_function" and node.target in TRANSPARENT:
-            source = argument(node, 0)
-            shared[node] = source
-            wanted.setdefault(source, (wanted[node][0], f"passed on unchanged to {node.name}"))
-    for node in graph_module.graph.nodes:
-        if node not in wanted:
-            continue
-        kind, rule = wanted[node]
-        root = node
-        while root in shared:
-            root = shared[root]
+    shared: dict[str, str] = {}
+    for op in reversed(net.ops):
+        if op.output in wanted and op.kind in transparent and op.inputs:
+            source = op.inputs[0]
+            shared[op.output] = source
+            wanted.setdefault(source, (wanted[op.output][0], f"passed on unchanged to {op.name}"))
+    names = [name for name in _in_order(net) if name in wanted]
+    roots = {name: _root(name, shared) for name in names}
+    for name in names:
+        if name in types:
+            types.setdefault(roots[name], types[name])
+    for name in names:
+        kind, text = wanted[name]
+        root = roots[name]
+        maker = made_by.get(root)
+        activations = scheme.activations
+        if root in types:
+            activations = activations.with_dtype(types[root])
+            text += f"; {types[root]} by rule"
+        activations = _sign(activations, root, made_by)
         result.decisions.append(
             Decision(
-                tensor=node.name,
+                tensor=name,
                 role=Role.ACTIVATION,
                 operator=kind,
-                node=node.name,
-                scheme=_activation_scheme(root, scheme.activations),
-                ceiling=_ceiling(root)
-                if not _activation_scheme(root, scheme.activations).type.signed
-                else None,
-                shares=None if root is node else root.name,
-                rule=rule if root is node else f"same values as {root.name}, so the same grid",
+                node=made_by[name].name if name in made_by else name,
+                scheme=activations,
+                ceiling=None if activations.type.signed else _ceiling(maker),
+                shares=None if root == name else root,
+                rule=text if root == name else f"same values as {root}, so the same grid",
             )
         )
 
 
+def _root(name: str, shared: dict[str, str]) -> str:
+    while name in shared:
+        name = shared[name]
+    return name
+
+
+def _in_order(net: Net) -> list[str]:
+    """Every activation: those that come from outside first."""
+    made = {op.output for op in net.ops}
+    outside = dict.fromkeys(name for op in net.ops for name in op.inputs if name not in made)
+    return [*outside, *(op.output for op in net.ops)]
+
+
+def _sign(activations: TensorScheme, tensor: str, made_by: dict[str, Op]) -> TensorScheme:
+    """Devices with a type for non-negative values use it where that is certain."""
+    if activations.nonnegative is not None and _cannot_be_negative(tensor, made_by):
+        return activations.model_copy(update={"dtype": activations.nonnegative, "range": None})
+    return activations
+
+
 def _activations_at_inputs(
-    graph_module: fx.GraphModule, chosen: list[fx.Node], scheme: QuantizationScheme, result: Assignment
+    net: Net,
+    chosen: list[Op],
+    scheme: QuantizationScheme,
+    override: dict[str, LayerRule],
+    result: Assignment,
 ) -> None:
     """A grid only where a weighted operator reads."""
-    for node in graph_module.graph.nodes:
-        readers = [
-            user
-            for user in node.users
-            if user in chosen and user.target in WEIGHTED and node in _tensor_inputs(graph_module, user)
-        ]
-        if not readers:
+    read_by, made_by = readers(net), makers(net)
+    weighted = {op.name for op in chosen if op.kind in WEIGHTED}
+    for name in _in_order(net):
+        users = [op for op in read_by.get(name, []) if op.name in weighted]
+        if not users:
             continue
-        kind = str(_onnx_type(readers[0]))
-        result.readers[node.name] = {reader.name for reader in readers}
+        kind = str(users[0].kind)
+        asked = [r.activations for r in (override.get(op.name) for op in users) if r and r.activations]
+        activations = scheme.activations.with_dtype(asked[0]) if asked else scheme.activations
+        result.readers[name] = {op.name for op in users}
         result.decisions.append(
             Decision(
-                tensor=node.name,
+                tensor=name,
                 role=Role.ACTIVATION,
                 operator=kind,
-                node=node.name,
-                scheme=_activation_scheme(node, scheme.activations),
+                node=users[0].name,
+                scheme=_sign(activations, name, made_by),
                 rule=f"read by {kind}; the runtime quantizes inputs of weighted operators only",
             )
         )
 
 
-def _left_in_float(
-    nodes: list[fx.Node], chosen: list[fx.Node], scheme: QuantizationScheme, result: Assignment
-) -> None:
-    for node in nodes:
-        kind = _onnx_type(node)
-        if kind is not None and node not in chosen:
+def _dynamic_inputs(chosen: list[Op], scheme: QuantizationScheme, result: Assignment) -> None:
+    """The activation of every chosen product is quantized with the range that it has just then."""
+    grid = TensorScheme(dtype="uint8", symmetric=False, granularity="tensor")
+    for op in chosen:
+        if op.kind in _RECURRENT:
+            continue  # the runtime's operator quantizes inside
+        name = op.inputs[0]
+        known = name in result.readers
+        result.readers.setdefault(name, set()).add(op.name)
+        if not known:
             result.decisions.append(
                 Decision(
-                    tensor=node.name,
+                    tensor=name,
                     role=Role.ACTIVATION,
-                    operator=kind,
-                    node=node.name,
-                    scheme=None,
-                    rule=f"{kind} is not among the operators that this device runs in integer",
+                    operator=str(op.kind),
+                    node=op.name,
+                    scheme=grid,
+                    dynamic=True,
+                    rule=f"read by {op.kind}; its range is taken anew from each input",
                 )
             )
+
+
+def _left_in_float(
+    net: Net,
+    chosen: list[Op],
+    scheme: QuantizationScheme,
+    override: dict[str, LayerRule],
+    result: Assignment,
+) -> None:
+    """Everything that carries weights or could have run in integer, and does not, with the reason."""
+    taken = {op.name for op in chosen}
+    known = WEIGHTED | _RECURRENT | set(scheme.operators)
+    for op in net.ops:
+        rule = override.get(op.name)
+        if op.name in taken or not (op.kind in known or op.weight or op.parameters):
+            continue
+        if rule is not None and rule.keep_float:
+            why = f"kept in float by the rule for {rule.layers}"
+        elif op.kind is None:
+            why = f"{op.type} has no integer form that this tool knows"
+        elif scheme.mode is not Mode.STATIC:
+            if op.weight is None and op.kind not in _RECURRENT:
+                continue  # nothing to store in fewer bits
+            why = f"{scheme.mode.value} quantization serves matrix products; {op.kind} has no fast kernel"
+        else:
+            why = f"{op.kind} is not among the operators that this device runs in integer"
+        result.decisions.append(
+            Decision(
+                tensor=op.output, role=Role.ACTIVATION, operator=op.type, node=op.name, scheme=None, rule=why
+            )
+        )

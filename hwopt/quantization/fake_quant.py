@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hwopt.core.hardware import TensorScheme
-from hwopt.numerics.scales import Histogram
+from hwopt.numerics.observers import Observer
 
 _ONNX_CONTAINERS = {  # the ONNX type that holds a code range, by (signed, fits in 8 bits)
     (True, True): torch.int8,
@@ -23,7 +24,7 @@ _ONNX_CONTAINERS = {  # the ONNX type that holds a code range, by (signed, fits 
 _INT32 = 2.0**31 - 128  # the greatest float32 below 2^31
 
 
-class Mode(StrEnum):
+class Phase(StrEnum):
     """What a fake quantizer does with what flows through it."""
 
     OBSERVE = "observe"  # count it, pass it on unchanged
@@ -31,10 +32,11 @@ class Mode(StrEnum):
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """``(clamp(round(x/s) + z) - z)·s`` with the straight-through and LSQ gradients.
+    """``(clamp(round(x/s) + z) - z)·s`` with the straight-through, LSQ and LSQ+ gradients.
 
     Esser et al., ICLR 2020 (LSQ), equations 1-3 and section 2.2: inside the range dx passes and ds is
-    ``q - x/s``; outside dx is 0 and ds is the code at the end that was hit.
+    ``q - x/s``; outside dx is 0 and ds is the code at the end that was hit. Bhalgat et al., 2020 (LSQ+),
+    equation 6: the zero point moves by the values outside only.
     """
 
     @staticmethod
@@ -44,22 +46,26 @@ class _RoundToGrid(torch.autograd.Function):
         clamped = q.clamp(low, high)
         inside = q == clamped
         centered = clamped - zero
-        ctx.save_for_backward(inside, centered - v * inside)
-        ctx.scale_shape, ctx.damp = scale.shape, damp
+        ctx.save_for_backward(inside, centered - v * inside, scale)
+        ctx.damp = damp
         return centered * scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        inside, per_scale = ctx.saved_tensors
+        inside, per_scale, scale = ctx.saved_tensors
+        shape = scale.shape
         dx = grad * inside if ctx.needs_input_grad[0] else None
         ds = None
         if ctx.needs_input_grad[1]:
             ds = grad * per_scale
-            axes = [i for i in range(ds.dim()) if i >= len(ctx.scale_shape) or ctx.scale_shape[i] == 1]
-            ds = (ds.sum(axes, keepdim=True) if len(ctx.scale_shape) else ds.sum()) * ctx.damp
-            ds = ds.reshape(ctx.scale_shape)
-        return dx, ds, None, None, None, None
+            axes = [i for i in range(ds.dim()) if i >= len(shape) or shape[i] == 1]
+            ds = (ds.sum(axes, keepdim=True) if len(shape) else ds.sum()) * ctx.damp
+            ds = ds.reshape(shape)
+        dz = None
+        if ctx.needs_input_grad[2]:  # inside the range the zero point cancels out
+            dz = -(grad * ~inside * scale).sum().reshape(()) * ctx.damp
+        return dx, ds, dz, None, None, None
 
 
 class _RoundThrough(torch.autograd.Function):
@@ -80,22 +86,23 @@ class FakeQuant(nn.Module):
     Args:
         scheme: type, code range, symmetry and granularity.
         axis: channel axis of the tensor for per-channel scales, else None.
-        channels: length of that axis.
+        in_axis: for a weight in blocks, the axis that is cut into blocks of ``scheme.block``.
+        shape: of the tensor, for scales per channel or block.
         power_of_two: scales are powers of two, learned ones by rounding their logarithm.
         ceiling: greatest value the tensor can hold (6 after ReLU6); the grid never reaches beyond it, so
             that a runtime may drop the clipping operator in front.
     """
 
     log2_scale: nn.Parameter
-    zero_point: Tensor
+    zero_share: nn.Parameter
 
     def __init__(
         self,
         scheme: TensorScheme,
         *,
         axis: int | None = None,
-        channels: int = 1,
-        rank: int = 0,
+        in_axis: int | None = None,
+        shape: Sequence[int] = (),
         power_of_two: bool = False,
         ceiling: float | None = None,
     ) -> None:
@@ -103,14 +110,22 @@ class FakeQuant(nn.Module):
         self.scheme = scheme
         self.low, self.high = scheme.codes
         self.axis = axis
+        self.in_axis = in_axis if scheme.block is not None else None
         self.power_of_two = power_of_two
         self.ceiling = ceiling
-        shape = [channels if i == axis else 1 for i in range(rank)] if axis is not None else []
+        if axis is None:
+            scales: list[int] = []
+        elif self.in_axis is None or scheme.block is None:
+            scales = [size if i == axis else 1 for i, size in enumerate(shape)]
+        else:
+            scales = [shape[axis], shape[self.in_axis] // scheme.block, 1]
         # In the logarithm a step of Adam changes a scale by a share of itself, however small the scale is.
-        self.log2_scale = nn.Parameter(torch.zeros(shape))
-        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
-        self.mode = Mode.QUANTIZE
-        self.histogram: Histogram | None = None
+        self.log2_scale = nn.Parameter(torch.zeros(scales))
+        # The zero point as a share of the code range, so that it learns at the pace of the scales; LSQ+ only.
+        self.zero_share = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.set_zero_point(0)
+        self.mode = Phase.QUANTIZE
+        self.observer: Observer | None = None
 
     def effective_scale(self) -> Tensor:
         """The scale in use: positive, a power of two where asked for, below the ceiling."""
@@ -130,6 +145,27 @@ class FakeQuant(nn.Module):
             value = torch.as_tensor(scale, dtype=torch.float32)
             self.log2_scale.copy_(torch.log2(value).reshape(self.log2_scale.shape))
 
+    @property
+    def zero_point(self) -> Tensor:
+        """The code that stands for zero: an integer inside the code range, as float."""
+        span = self.high - self.low
+        exact = self.low + self.zero_share * span
+        return exact + (torch.round(exact).clamp(self.low, self.high) - exact).detach()
+
+    def set_zero_point(self, code: int) -> None:
+        """Set the code that stands for zero."""
+        with torch.no_grad():
+            self.zero_share.fill_((code - self.low) / (self.high - self.low))
+
+    def learn_zero_point(self) -> None:
+        """Let training move the zero point, where values lie on both sides of it.
+
+        Bhalgat et al., CVPR Workshops 2020 (LSQ+), equations 3 and 6; the offset is held at whole codes, as
+        integer runtimes need it.
+        """
+        two_sided = not self.scheme.symmetric and int(self.zero_point) not in {self.low, self.high}
+        self.zero_share.requires_grad_(two_sided)
+
     def damping(self, elements: int) -> float:
         """LSQ's gradient scale, 1/sqrt(elements · high), section 2.2."""
         return float((elements * max(self.high, 1)) ** -0.5)
@@ -138,20 +174,38 @@ class FakeQuant(nn.Module):
         """``x`` on the grid."""
         if torch.onnx.is_in_onnx_export():
             return self._export(x)
-        if self.mode is Mode.OBSERVE:
-            if self.histogram is not None:
-                self.histogram.add(x.detach().cpu().numpy())
+        if self.mode is Phase.OBSERVE:
+            if self.observer is not None:
+                self.observer.add(x.detach().cpu().numpy())
             return x
         elements = x.numel() // max(x.shape[0], 1) if self.axis is None else x.numel() // x.shape[self.axis]
         result: Tensor = _RoundToGrid.apply(
-            x, self.effective_scale(), self.zero_point, self.low, self.high, self.damping(elements)
+            self.in_rows(x),
+            self.effective_scale(),
+            self.zero_point,
+            self.low,
+            self.high,
+            self.damping(elements),
         )
-        return result
+        return self.from_rows(result, x.shape)
+
+    def in_rows(self, x: Tensor) -> Tensor:
+        """A blocked weight with its blocks in an axis of their own; any other tensor as it is."""
+        if self.axis is None or self.in_axis is None or self.scheme.block is None:
+            return x
+        moved = x.movedim((self.axis, self.in_axis), (0, 1))
+        return moved.reshape(moved.shape[0], -1, self.scheme.block)
+
+    def from_rows(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of ``in_rows``."""
+        if self.axis is None or self.in_axis is None or self.scheme.block is None:
+            return rows
+        return rows.reshape(shape[self.axis], shape[self.in_axis]).movedim((0, 1), (self.axis, self.in_axis))
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of a constant, in the container type that ONNX stores."""
-        q = torch.round(x / self.effective_scale()) + self.zero_point
-        return q.clamp(self.low, self.high).to(self.container)
+        q = torch.round(self.in_rows(x) / self.effective_scale()) + self.zero_point
+        return self.from_rows(q.clamp(self.low, self.high), x.shape).to(self.container)
 
     @property
     def container(self) -> torch.dtype:
@@ -161,16 +215,43 @@ class FakeQuant(nn.Module):
     def _export(self, x: Tensor) -> Tensor:
         info = torch.iinfo(self.container)
         scale = self.effective_scale().detach().reshape(())
-        zero = self.zero_point.to(self.container)
+        zero = self.zero_point.detach().to(self.container)
         if (self.low, self.high) != (info.min, info.max):
             # QuantizeLinear saturates at the container's ends, so a narrower range is clipped first.
-            ends = [(end - self.zero_point).to(torch.float32) * scale for end in (self.low, self.high)]
+            ends = [(end - self.zero_point.detach()) * scale for end in (self.low, self.high)]
             x = torch.onnx.ops.symbolic("Clip", (x, *ends), dtype=torch.float32, shape=x.shape)
         q = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, zero), dtype=self.container, shape=x.shape)
         result: Tensor = torch.onnx.ops.symbolic(
             "DequantizeLinear", (q, scale, zero), dtype=torch.float32, shape=x.shape
         )
         return result
+
+
+class DynamicQuant(nn.Module):
+    """uint8 on the range that the tensor has just then, zero included.
+
+    ONNX operator DynamicQuantizeLinear, version 11: scale = (max - min)/255, zero point = round(-min/scale).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` on its own grid; DynamicQuantizeLinear while exporting."""
+        if torch.onnx.is_in_onnx_export():
+            q, scale, zero = torch.onnx.ops.symbolic_multi_out(
+                "DynamicQuantizeLinear",
+                (x,),
+                dtypes=(torch.uint8, torch.float32, torch.uint8),
+                shapes=(x.shape, (), ()),
+            )
+            result: Tensor = torch.onnx.ops.symbolic(
+                "DequantizeLinear", (q, scale, zero), dtype=torch.float32, shape=x.shape
+            )
+            return result
+        low, high = x.detach().amin().clamp_max(0.0), x.detach().amax().clamp_min(0.0)
+        scale = ((high - low) / 255).clamp_min(1e-30)
+        zero = torch.round(-low / scale).clamp(0, 255)
+        one = torch.ones((), dtype=x.dtype)
+        on_grid: Tensor = _RoundToGrid.apply(x, scale * one, zero, 0, 255, 0.0)
+        return on_grid
 
 
 class BiasQuant(nn.Module):
@@ -201,7 +282,7 @@ class BiasQuant(nn.Module):
 
     def forward(self, bias: Tensor) -> Tensor:
         """``bias`` on the accumulator's grid."""
-        if any(grid.mode is Mode.OBSERVE for grid in self._grids):
+        if any(grid.mode is Phase.OBSERVE for grid in self._grids):
             return bias
         scale = self.scale
         # The clamp only meets biases beyond the accumulator, which the deployed model cannot hold either.
@@ -214,13 +295,18 @@ class BiasQuant(nn.Module):
 
 
 class Constant(nn.Module):
-    """A constant that is stored as integers: a weight or a bias of the deployed model."""
+    """A constant that is stored as integers: a weight or a bias of the deployed model.
 
-    def __init__(self, codes: Tensor, scale: Tensor, axis: int | None) -> None:
+    ``axis`` is that of the scales; with ``block``, the axis whose blocks share one, and ``scale`` has the
+    rank of ``codes``.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor, axis: int | None, block: int | None = None) -> None:
         super().__init__()
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.detach().clone())
         self.axis = axis
+        self.block = block
 
     def forward(self) -> Tensor:
         """The float value; a DequantizeLinear while exporting."""
@@ -228,10 +314,14 @@ class Constant(nn.Module):
         if torch.onnx.is_in_onnx_export():
             zero = torch.zeros(scale.shape, dtype=codes.dtype)
             attributes: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
+            if self.block is not None:
+                attributes["block_size"] = self.block
             result: Tensor = torch.onnx.ops.symbolic(
                 "DequantizeLinear", (codes, scale, zero), attributes, dtype=torch.float32, shape=codes.shape
             )
             return result
-        if self.axis is not None:
+        if self.block is not None and self.axis is not None:
+            scale = scale.repeat_interleave(self.block, dim=self.axis)
+        elif self.axis is not None:
             scale = scale.reshape([-1 if i == self.axis else 1 for i in range(codes.dim())])
         return codes.to(torch.float32) * scale

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwopt.core.hardware import QuantizationScheme
+from hwopt.core.hardware import LayerRule, QuantizationScheme
 from hwopt.errors import ConfigError, StageFailedError
-from hwopt.numerics import scales
 from hwopt.quantization.assign import Assignment, Role, assign
-from hwopt.quantization.fake_quant import BiasQuant, Constant, FakeQuant, Mode
-from hwopt.quantization.graph import argument, constant, quiet_exporters
+from hwopt.quantization.fake_quant import BiasQuant, Constant, DynamicQuant, FakeQuant, Phase
+from hwopt.quantization.fit import activation_grid, new_observer, weight_scale
+from hwopt.quantization.fx_net import FxNet
+from hwopt.quantization.graph import quiet_exporters
+from hwopt.quantization.nodes import argument, constant
+from hwopt.quantization.settings import ObserverSettings
 
 
-def insert(graph_module: fx.GraphModule, scheme: QuantizationScheme) -> Assignment:
+def insert(
+    graph_module: fx.GraphModule, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
+) -> Assignment:
     """Put a fake quantizer at every tensor of ``assign``'s table, in place; returns the table."""
-    table = assign(graph_module, scheme)
+    table = assign(FxNet(graph_module), scheme, rules)
     graph = graph_module.graph
     nodes = {node.name: node for node in graph.nodes}
     pow2 = scheme.scale == "power_of_two"
@@ -31,10 +35,12 @@ def insert(graph_module: fx.GraphModule, scheme: QuantizationScheme) -> Assignme
         node = nodes[decision.tensor]
         if decision.shares is None:
             grids[decision.tensor] = f"grid_{decision.tensor}"
-            graph_module.add_submodule(
-                grids[decision.tensor],
-                FakeQuant(decision.scheme, power_of_two=pow2, ceiling=decision.ceiling),
+            grid = (
+                DynamicQuant()
+                if decision.dynamic
+                else FakeQuant(decision.scheme, power_of_two=pow2, ceiling=decision.ceiling)
             )
+            graph_module.add_submodule(grids[decision.tensor], grid)
         else:
             grids[decision.tensor] = grids[decision.shares]
         readers = table.readers.get(decision.tensor)
@@ -51,9 +57,12 @@ def insert(graph_module: fx.GraphModule, scheme: QuantizationScheme) -> Assignme
             tensor = constant(graph_module, node)
             if tensor is None:
                 raise StageFailedError(f"the weight {decision.tensor} is not a constant of the graph")
-            channels = tensor.shape[decision.axis] if decision.axis is not None else 1
             module: nn.Module = FakeQuant(
-                decision.scheme, axis=decision.axis, channels=channels, rank=tensor.dim(), power_of_two=pow2
+                decision.scheme,
+                axis=decision.axis,
+                in_axis=decision.in_axis,
+                shape=tensor.shape,
+                power_of_two=pow2,
             )
         else:
             module = BiasQuant(
@@ -91,16 +100,20 @@ def fake_quantizers(graph_module: fx.GraphModule) -> Iterator[tuple[fx.Node, Fak
                 yield node, module
 
 
-def calibrate(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> None:
-    """Set every scale and zero point: activations from ``batches``, weights from themselves, both by MSE.
+def calibrate(
+    graph_module: fx.GraphModule,
+    batches: Iterable[Tensor],
+    observer: ObserverSettings | None = None,
+) -> None:
+    """Set every scale and zero point: activations as ``observer`` says, weights by least squared error.
 
     Memory does not grow with the number of samples. Raises ConfigError for an empty or constant set.
     """
     pairs = list(fake_quantizers(graph_module))
     for node, grid in pairs:
-        grid.mode = Mode.OBSERVE
+        grid.mode = Phase.OBSERVE
         is_weight = constant(graph_module, argument(node, 0)) is not None
-        grid.histogram = None if is_weight else scales.Histogram()
+        grid.observer = None if is_weight else new_observer(observer or ObserverSettings())
     samples = 0
     with torch.no_grad():
         for batch in batches:
@@ -113,17 +126,21 @@ def calibrate(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> None:
     for node, grid in pairs:
         weight = constant(graph_module, argument(node, 0))
         if weight is not None:
-            _fit_weight(grid, weight)
-        elif grid.histogram is not None:
-            if grid.histogram.low == grid.histogram.high:
-                _refuse_constant(node, grid.histogram)
-            _fit_activation(grid, grid.histogram)
-        grid.histogram = None
-        grid.mode = Mode.QUANTIZE
-    _make_room_for_biases(graph_module)
+            fit_weight(grid, weight)
+        elif grid.observer is not None:
+            if grid.observer.low == grid.observer.high:
+                _refuse_constant(node, grid.observer.low)
+            scale, zero = activation_grid(
+                grid.observer, grid.scheme, pow2=grid.power_of_two, ceiling=grid.ceiling
+            )
+            grid.set_scale(scale)
+            grid.set_zero_point(zero)
+        grid.observer = None
+        grid.mode = Phase.QUANTIZE
+    make_room_for_biases(graph_module)
 
 
-def _make_room_for_biases(graph_module: fx.GraphModule) -> None:
+def make_room_for_biases(graph_module: fx.GraphModule) -> None:
     """Raise the scale of channels whose weights are so small that int32 could not hold their bias."""
     for node in graph_module.graph.nodes:
         module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -132,52 +149,32 @@ def _make_room_for_biases(graph_module: fx.GraphModule) -> None:
             module.make_room(bias)
 
 
-def _refuse_constant(node: fx.Node, histogram: scales.Histogram) -> None:
+def _refuse_constant(node: fx.Node, value: float) -> None:
     source = argument(node, 0)
     if isinstance(source, fx.Node) and source.op == "placeholder":
         raise ConfigError(
-            f"every calibration sample holds the single value {histogram.low:g}",
+            f"every calibration sample holds the single value {value:g}",
             fix="calibrate on real samples of the training split",
         )
 
 
-def _fit_weight(grid: FakeQuant, weight: Tensor) -> None:
-    w = weight.detach().numpy().astype(np.float64)
-    rows = (
-        w.reshape(1, -1)
-        if grid.axis is None
-        else np.moveaxis(w, grid.axis, 0).reshape(w.shape[grid.axis], -1)
+def fit_weight(grid: FakeQuant, weight: Tensor) -> None:
+    """Set the scales of a weight's grid."""
+    fitted = weight_scale(
+        weight.detach().numpy(), grid.scheme, grid.axis, grid.in_axis, pow2=grid.power_of_two
     )
-    codes = (grid.low, grid.high)
-    fitted = scales.mse_symmetric_scale(rows, codes, pow2=grid.power_of_two)
-    fitted = np.where(np.abs(rows).max(axis=1) == 0, 1.0, fitted)  # any grid holds zeros
     grid.set_scale(torch.as_tensor(fitted))
 
 
-def _fit_activation(grid: FakeQuant, histogram: scales.Histogram) -> None:
-    codes = (grid.low, grid.high)
-    if histogram.low == histogram.high == 0.0:
-        grid.set_scale(
-            1.0
-        )  # nothing but zeros, as behind a dead ReLU: any grid holds them, this one any bias
-        return
-    low, high = scales.mse_range(histogram, codes, symmetric=grid.scheme.symmetric)
-    if grid.scheme.symmetric:
-        scale, zero = float(scales.symmetric_scale(np.asarray(max(-low, high)), codes)), 0
-    else:
-        scale, zero = scales.affine_scale(low, high, codes)
-    if grid.power_of_two:
-        trials = [2.0 ** (np.ceil(np.log2(scale)) - k) for k in range(3)]
-        seen = histogram.counts > 0
-        values, counts = histogram.centers[seen], histogram.counts[seen]
-        scale = min(
-            trials,
-            key=lambda s: float(
-                np.sum(counts * (values - scales.fake_quantize(values, s, zero, codes)) ** 2)
-            ),
-        )
-    grid.set_scale(scale)
-    grid.zero_point.fill_(zero)
+def _stored(grid: FakeQuant, weight: Tensor) -> Constant:
+    """A weight as the codes that its grid gives."""
+    scale, codes = grid.effective_scale(), grid.codes(weight)
+    if grid.axis is None:
+        return Constant(codes, scale.reshape(()), None)
+    if grid.in_axis is None:
+        return Constant(codes, scale.flatten(), grid.axis)
+    scale = scale.squeeze(-1).movedim((0, 1), (grid.axis, grid.in_axis))
+    return Constant(codes, scale, grid.in_axis, grid.scheme.block)
 
 
 def deployed(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -194,8 +191,7 @@ def deployed(graph_module: fx.GraphModule) -> fx.GraphModule:
             if value is None:
                 continue
             if isinstance(module, FakeQuant):
-                scale, axis = module.effective_scale().flatten(), module.axis
-                stored = Constant(module.codes(value), scale if axis is not None else scale.reshape(()), axis)
+                stored = _stored(module, value)
             elif isinstance(module, BiasQuant):
                 scale = module.scale
                 axis = 0 if scale.numel() > 1 else None

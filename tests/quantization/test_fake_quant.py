@@ -16,7 +16,7 @@ S8 = TensorScheme(dtype="int8", symmetric=True, granularity="channel", range=(-6
 def test_forward_is_the_numpy_reference(zero: int) -> None:
     grid = FakeQuant(U8)
     grid.set_scale(0.03)
-    grid.zero_point.fill_(zero)
+    grid.set_zero_point(zero)
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 5
     scale = float(grid.effective_scale().detach())
     expected = scales.fake_quantize(x.numpy(), np.float32(scale), zero, (0, 255))
@@ -24,7 +24,7 @@ def test_forward_is_the_numpy_reference(zero: int) -> None:
 
 
 def test_per_channel_scales_go_along_their_axis() -> None:
-    grid = FakeQuant(S8, axis=0, channels=3, rank=2)
+    grid = FakeQuant(S8, axis=0, shape=(3, 5))
     grid.set_scale(torch.tensor([1.0, 0.5, 0.25]))
     out = grid(torch.full((3, 2), 0.6))
     torch.testing.assert_close(out.detach()[:, 0], torch.tensor([1.0, 0.5, 0.5]))
@@ -71,7 +71,7 @@ def test_grid_never_reaches_beyond_the_ceiling() -> None:
 
 
 def test_bias_lies_on_the_accumulators_grid() -> None:
-    activation, weight = FakeQuant(U8), FakeQuant(S8, axis=0, channels=2, rank=2)
+    activation, weight = FakeQuant(U8), FakeQuant(S8, axis=0, shape=(2, 4))
     activation.set_scale(0.5)
     weight.set_scale(torch.tensor([0.25, 0.5]))
     bias = BiasQuant(activation, weight)
@@ -81,7 +81,7 @@ def test_bias_lies_on_the_accumulators_grid() -> None:
 
 
 def test_stored_constant_equals_the_fake_quantized_one() -> None:
-    grid = FakeQuant(S8, axis=0, channels=4, rank=4)
+    grid = FakeQuant(S8, axis=0, shape=(4, 3, 3, 3))
     w = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(1))
     grid.set_scale(torch.tensor([0.1, 0.03, 0.5, 0.011]))
     stored = Constant(grid.codes(w), grid.effective_scale().flatten(), 0)

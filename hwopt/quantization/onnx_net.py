@@ -1,0 +1,292 @@
+"""An ONNX model as the rules see it.
+
+Reading it tidies it first: ONNX Runtime's own basic optimization folds constants and batch norm and removes
+what does nothing; inputs that the caller fixes disappear, and with them the branches that they choose
+between. Operators inside branches and loops are not looked into; they stay in float, and the table says so.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper, shape_inference
+
+from hwopt.errors import ConfigError, StageFailedError
+from hwopt.model_check import check_model
+from hwopt.quantization.net import Array, Observer, Op
+
+_LEAST_OPSET: Final = 13  # per-channel scales
+_OURS: Final = frozenset({"", "ai.onnx", "com.microsoft"})
+_QUANTIZED: Final = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
+)
+Batch = Mapping[str, Array]
+
+
+def read(path: Path, fixed: Mapping[str, int | float] | None = None) -> onnx.ModelProto:
+    """A checked, tidied float model.
+
+    Args:
+        path: the file; untrusted.
+        fixed: inputs that always hold one value, such as a sample rate; they stop being inputs.
+    Raises:
+        ConfigError: an input to fix that the model does not have; a model that is quantized already.
+        UnsafeInputError: see ``check_model``.
+        StageFailedError: ONNX Runtime refuses the model.
+    """
+    check_model(path)
+    model = onnx.load(path)
+    found = sorted({node.op_type for node in model.graph.node} & _QUANTIZED)
+    if found:
+        raise ConfigError(
+            f"the model is quantized already: it holds {', '.join(found)}",
+            where=str(path),
+            fix="give the float model",
+        )
+    _fix_inputs(model, fixed or {}, path)
+    version = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0)
+    if version < _LEAST_OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, 17)
+        except Exception as error:  # the converter's C++ exceptions have no common type
+            raise StageFailedError(
+                f"the model has opset {version}, and per-channel scales need {_LEAST_OPSET}; converting it "
+                f"failed: {str(error).splitlines()[0]}",
+                where=str(path),
+                fix="export the model anew with opset 17 or later",
+            ) from error
+    model = _optimized(model, path)
+    needed = {node.domain for node in _all_nodes(model.graph)} | {""}
+    kept = [o for o in model.opset_import if o.domain in needed]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    return shape_inference.infer_shapes(model)
+
+
+def _fix_inputs(model: onnx.ModelProto, fixed: Mapping[str, int | float], path: Path) -> None:
+    for name, value in fixed.items():
+        given = next((i for i in model.graph.input if i.name == name), None)
+        if given is None:
+            raise ConfigError(
+                f"the model has no input {name!r}",
+                where=str(path),
+                fix=f"its inputs are {', '.join(i.name for i in model.graph.input)}",
+            )
+        tensor_type = given.type.tensor_type
+        shape = [dim.dim_value or 1 for dim in tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+        model.graph.input.remove(given)
+        model.graph.initializer.append(numpy_helper.from_array(np.full(shape, value, dtype), name))
+
+
+def _optimized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "basic.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(target)
+        options.log_severity_level = 3
+        # Padding merged into convolutions and the like is wanted; the kernel-specific levels are not.
+        try:
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+            raise StageFailedError(
+                f"ONNX Runtime does not load the model: {str(error).splitlines()[0]}", where=str(path)
+            ) from error
+        return onnx.load(target)
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _all_nodes(inner)
+
+
+class OnnxNet:
+    """The view of a tidied float model; changes go into ``model``."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        graph = model.graph
+        self._constants = {i.name: i for i in graph.initializer}
+        for node in graph.node:  # small ones that the optimizer leaves as nodes
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                self._constants[node.output[0]] = node.attribute[0].t
+        self._made_of: set[str] = set(self._constants)
+        self._types = {
+            v.name: v.type.tensor_type
+            for v in (*graph.input, *graph.output, *graph.value_info)
+            if v.type.HasField("tensor_type")
+        }
+        for index, node in enumerate(graph.node):
+            if not node.name:
+                node.name = f"{node.op_type}_{index}"
+        self.outputs = frozenset(o.name for o in graph.output)
+        self.ops: list[Op] = [self._op(node) for node in graph.node if node.op_type != "Constant"]
+
+    def constant(self, name: str) -> Array | None:
+        """An initializer's values."""
+        tensor = self._constants.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def set_constant(self, name: str, value: Array) -> None:
+        """Replace an initializer's values."""
+        shape, dtype = list(self._constants[name].dims), self._constants[name].data_type
+        if list(value.shape) != shape:
+            raise ValueError(f"{name} has the shape {shape}, not {list(value.shape)}")
+        dtype_np = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+        self._constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, dtype_np), name))
+
+    def add_bias(self, op: Op, value: Array) -> Op:
+        """A new initializer as the third input."""
+        node = next(n for n in self.model.graph.node if n.name == op.name)
+        if op.kind not in {"Conv", "ConvTranspose", "Gemm"}:
+            raise ValueError(f"{op.kind} takes no bias")
+        name = f"{op.name}_bias"
+        tensor = self.model.graph.initializer.add()
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
+        self._constants[name] = tensor
+        del node.input[2:]
+        node.input.append(name)
+        index = self.ops.index(op)
+        self.ops[index] = self._op(node)
+        return self.ops[index]
+
+    def observe(self, batches: Iterable[Batch], names: Sequence[str], see: Observer) -> int:
+        """Run in ONNX Runtime with the named tensors as further outputs."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.model)
+        inputs = [i.name for i in copy.graph.input]
+        inner = [name for name in names if name not in self.outputs and name not in inputs]
+        for name in inner:
+            copy.graph.output.append(onnx.ValueInfoProto(name=name))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # As written, so that no tensor that is looked at is fused away.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(
+            copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        asked = [name for name in names if name not in inputs]
+        samples = 0
+        for batch in batches:
+            try:
+                values = session.run(asked or None, dict(batch))
+            except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+                raise ConfigError(
+                    f"the calibration samples do not fit the model: {str(error).splitlines()[0]}",
+                    fix=f"give an array for each input: {', '.join(inputs)}",
+                ) from error
+            for name, value in zip(asked, values, strict=False):
+                see(name, value)
+            for name in set(names) & set(inputs):
+                see(name, batch[name])
+            samples += len(next(iter(batch.values())))
+        return samples
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor is known to hold float32."""
+        known = self._types.get(name)
+        return known is not None and known.elem_type == onnx.TensorProto.FLOAT
+
+    def _op(self, node: onnx.NodeProto) -> Op:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        kind: str | None = node.op_type if node.domain in {"", "ai.onnx"} else None
+        inputs = [name for name in node.input if name and name not in self._constants]
+        matrices = [n for n in node.input if n in self._constants and len(self._constants[n].dims) > 1]
+        fields: dict[str, Any] = {}
+        if kind in {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM"}:
+            kind, fields = self._weighted(kind, node, attributes)
+            inputs = inputs if kind == "MatMul" and not fields else inputs[:1]
+        elif kind in {"Add", "Mul", "Concat"}:
+            if len(inputs) != len(node.input) or not all(self.is_float(name) for name in inputs):
+                kind = None  # an operand is a constant, or this is arithmetic on shapes
+        elif kind == "Clip":
+            fields["bounds"] = self._clip_bounds(node)
+            kind = kind if fields["bounds"] else None
+            inputs = inputs[:1]
+        elif kind in {"Reshape", "Squeeze", "Unsqueeze", "Slice", "Transpose", "Flatten", "MaxPool"}:
+            inputs = inputs[:1]
+            if not inputs or not self.is_float(inputs[0]) or len(node.output) > 1:
+                kind = None
+        elif kind is not None and any(a.HasField("g") for a in node.attribute):
+            kind = None
+            matrices = [node.op_type] if _holds_weights(node) else []
+        return Op(
+            name=node.name,
+            type=node.op_type,
+            kind=kind,
+            inputs=tuple(inputs),
+            output=node.output[0],
+            parameters=tuple(matrices),
+            **fields,
+        )
+
+    def _clip_bounds(self, node: onnx.NodeProto) -> tuple[float, float] | None:
+        """None where a bound is computed as the model runs."""
+        bounds = [-np.inf, np.inf]
+        for index, name in enumerate(node.input[1:]):
+            value = self.constant(name)
+            if name and value is None:
+                return None
+            if value is not None:
+                bounds[index] = float(value.reshape(()))
+        return bounds[0], bounds[1]
+
+    def _weighted(
+        self, kind: str, node: onnx.NodeProto, attributes: Mapping[str, Any]
+    ) -> tuple[str | None, dict[str, Any]]:
+        slot = 0 if kind == "Gather" else 1
+        name = node.input[slot]
+        tensor = self._constants.get(name)
+        if kind == "Gather" and (tensor is None or attributes.get("axis", 0) != 0):
+            return None, {}
+        if tensor is None:
+            # A product of two activations is fine; a constant on the left is not what kernels expect.
+            both = kind == "MatMul" and node.input[0] not in self._constants
+            return ("MatMul" if both else None), {}
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            return None, {}
+        rank = len(tensor.dims)
+        fields: dict[str, Any] = {"weight": name}
+        bias = node.input[2] if len(node.input) > 2 and kind not in {"Gather", "LSTM"} else ""
+        if bias:
+            if bias not in self._constants:
+                return None, {}
+            fields["bias"] = bias
+        if kind == "Gemm":
+            plain = attributes.get("alpha", 1.0) == 1.0 and attributes.get("beta", 1.0) == 1.0
+            if not plain or attributes.get("transA", 0) or (bias and len(self._constants[bias].dims) != 1):
+                return None, {}
+            out_axis = 0 if attributes.get("transB", 0) else 1
+            fields |= {"axis": out_axis, "in_axis": 1 - out_axis}
+        elif kind in {"Conv", "ConvTranspose"}:
+            out_axis = 0 if kind == "Conv" else 1
+            fields |= {"axis": out_axis, "in_axis": 1 - out_axis, "groups": attributes.get("group", 1)}
+        elif kind == "Gather":
+            fields |= {"axis": 0, "in_axis": 1}
+        elif kind == "MatMul":
+            if rank != 2:
+                return None, {}
+            fields |= {"axis": 1, "in_axis": 0}
+        return kind, fields
+
+
+def _holds_weights(node: onnx.NodeProto) -> bool:
+    """Whether a branch or loop has weighted operators inside."""
+    return any(
+        inner.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
+        for attribute in node.attribute
+        for graph in ([attribute.g] if attribute.HasField("g") else [])
+        for inner in _all_nodes(graph)
+    )
