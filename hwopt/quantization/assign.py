@@ -75,6 +75,7 @@ class Assignment:
     decisions: list[Decision] = field(default_factory=list)
     # tensor -> names of the operators that read the quantized value, where not all do
     readers: dict[str, set[str]] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)  # operators that run on quantized values
 
     def integer_nodes(self) -> list[str]:
         """Weighted operators that the table wants in integer."""
@@ -97,9 +98,11 @@ def assign(net: Net, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
     if scheme.mode is not Mode.STATIC:
         operators = {"Gemm", "MatMul", "LSTM" if scheme.mode is Mode.DYNAMIC else "Gather"}
     chosen = [op for op in net.ops if op.kind in operators and op.name not in kept]
-    if scheme.mode is not Mode.STATIC:
+    if scheme.mode is Mode.STATIC:
+        chosen = _worth_it(net, chosen)
+    else:
         chosen = [op for op in chosen if op.weight is not None]
-    result = Assignment()
+    result = Assignment(chosen=[op.name for op in chosen])
     _weights(net, chosen, scheme, override, result)
     if scheme.mode is Mode.DYNAMIC:
         _dynamic_inputs(chosen, scheme, result)
@@ -109,6 +112,50 @@ def assign(net: Net, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
         _activations_at_outputs(net, chosen, scheme, override, result)
     _left_in_float(net, chosen, scheme, override, result)
     return result
+
+
+_PASSED = TRANSPARENT | {"Relu", "Clip"}
+
+
+def _worth_it(net: Net, chosen: list[Op]) -> list[Op]:
+    """Weighted operators, and of the others those that stand between integer operators.
+
+    An addition or a product inside float arithmetic (layer norm, a magnitude, a gate) gains nothing from
+    eight bits and loses range: each of its inputs must be there in integer anyway, and somebody must want its
+    output so.
+    """
+    read_by, made_by = readers(net), makers(net)
+    taken = {op.name for op in chosen}
+    weighted = {op.name for op in chosen if op.kind in WEIGHTED}
+
+    def comes_in_integer(tensor: str) -> bool:
+        while True:
+            if any(op.name in weighted for op in read_by.get(tensor, [])):
+                return True
+            maker = made_by.get(tensor)
+            if maker is None:
+                return False
+            if maker.name in taken:
+                return True
+            if maker.kind not in _PASSED or not maker.inputs:
+                return False
+            tensor = maker.inputs[0]
+
+    def is_wanted(tensor: str) -> bool:
+        users = read_by.get(tensor, [])
+        return any(op.name in taken or (op.kind in _PASSED and is_wanted(op.output)) for op in users)
+
+    while True:
+        lost = {
+            op.name
+            for op in chosen
+            if op.name in taken
+            and op.kind not in WEIGHTED
+            and not (all(comes_in_integer(name) for name in op.inputs) and is_wanted(op.output))
+        }
+        if not lost:
+            return [op for op in chosen if op.name in taken]
+        taken -= lost
 
 
 def _overrides(net: Net, rules: Sequence[LayerRule]) -> dict[str, LayerRule]:
@@ -386,6 +433,8 @@ def _left_in_float(
             if op.weight is None and op.kind not in _RECURRENT:
                 continue  # nothing to store in fewer bits
             why = f"{scheme.mode.value} quantization serves matrix products; {op.kind} has no fast kernel"
+        elif op.kind in scheme.operators:
+            why = "its neighbours are in float, so integers would cost range and gain nothing"
         else:
             why = f"{op.kind} is not among the operators that this device runs in integer"
         result.decisions.append(

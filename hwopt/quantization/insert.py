@@ -75,7 +75,7 @@ def insert(
         graph_module.add_submodule(name, module)
         with graph.inserting_after(node):
             quantized = graph.call_module(name, (node,))
-        for user in [reader] if one_call else [user for user in node.users if user.op == "call_function"]:
+        for user in [reader] if one_call else [user for user in node.users if user.name in table.chosen]:
             user.replace_input_with(node, quantized)
     graph.lint()
     graph_module.recompile()

@@ -1,0 +1,217 @@
+"""What runtimes need of an ONNX file beyond being correct; each pass is a function on the graph.
+
+Known behaviour of torch's exporter that is mended here: global average pooling comes out as ReduceMean, which
+integer runtimes do not fuse; equal scales are merged into one initializer, which ONNX Runtime's
+``session.x64quantprecision`` refuses; every node carries a Python stack trace with paths of this machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+_INT4_OPSET: Final = 21
+
+
+def remove_unused(graph: onnx.GraphProto) -> None:
+    """Initializers that no node reads, in branches and loops either."""
+    used = {o.name for o in graph.output} | _read(graph)
+    for initializer in [i for i in graph.initializer if i.name not in used]:
+        graph.initializer.remove(initializer)
+
+
+def _read(graph: onnx.GraphProto) -> set[str]:
+    names: set[str] = set()
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                names |= _read(inner) | {o.name for o in inner.output}
+    return names
+
+
+def global_pools(graph: onnx.GraphProto) -> None:
+    """ReduceMean over the last two of four axes becomes GlobalAveragePool."""
+    constants = {i.name: i for i in graph.initializer}
+    ranks = {
+        v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.value_info, *graph.input, *graph.output)
+    }
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        axes = sorted(int(a) for a in numpy_helper.to_array(constants[node.input[1]]).ravel())
+        keep = all(a.i == 1 for a in node.attribute if a.name == "keepdims")
+        if keep and (axes == [-2, -1] or axes == [2, 3]) and ranks.get(node.output[0], 4) == 4:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
+    remove_unused(graph)
+
+
+def unshare_grids(graph: onnx.GraphProto) -> None:
+    """Every Q and DQ node gets scale and zero point of its own."""
+    constants = {i.name: i for i in graph.initializer}
+    taken: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+            continue
+        for slot in (1, 2):
+            if len(node.input) <= slot or node.input[slot] not in constants:
+                continue
+            name = node.input[slot]
+            if name in taken:
+                copy = graph.initializer.add()
+                copy.CopyFrom(constants[name])
+                copy.name = f"{name}_of_{index}"
+                node.input[slot] = copy.name
+            taken.add(name)
+
+
+def strip_traces(proto: onnx.ModelProto) -> None:
+    """Remove stack traces and other notes of the exporter: bytes, and paths of this machine."""
+    holders: tuple[Any, ...] = (
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.initializer,
+    )
+    for holder in holders:
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    del proto.graph.metadata_props[:]
+    del proto.metadata_props[:]
+    proto.graph.doc_string = ""
+    del proto.functions[:]
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def fold_weight_transposes(graph: onnx.GraphProto) -> None:
+    """A stored weight behind DequantizeLinear and Transpose is stored the other way round.
+
+    Runtimes recognize a product with quantized weights only where nothing stands between the two.
+    """
+    constants = {i.name: i for i in graph.initializer}
+    readers = Counter(name for node in graph.node for name in node.input)
+    makers = {output: node for node in graph.node for output in node.output}
+    for node in list(graph.node):
+        source = makers.get(node.input[0]) if node.op_type == "Transpose" else None
+        if source is None or source.op_type != "DequantizeLinear" or source.input[0] not in constants:
+            continue
+        if readers[source.output[0]] != 1 or any(name not in constants for name in source.input[1:]):
+            continue
+        perm = list(_attributes(node).get("perm", []))
+        attributes = _attributes(source)
+        blocked = attributes.get("block_size", 0)
+        for slot, name in enumerate(source.input):
+            values = numpy_helper.to_array(constants[name])
+            if slot == 0 or blocked:
+                turned = numpy_helper.from_array(np.ascontiguousarray(values.transpose(perm)), f"{name}_t")
+                graph.initializer.append(turned)
+                constants[turned.name] = graph.initializer[-1]
+                source.input[slot] = turned.name
+        for attribute in source.attribute:
+            if attribute.name == "axis":
+                attribute.i = perm.index(attribute.i % len(perm))
+        source.output[0] = node.output[0]
+        graph.node.remove(node)
+    remove_unused(graph)
+
+
+def integer_products(graph: onnx.GraphProto) -> None:
+    """Products whose input is quantized as it runs, in the form that runtimes fuse.
+
+    DynamicQuantizeLinear → DequantizeLinear → MatMul(DequantizeLinear(W)) becomes MatMulInteger and a
+    scaling, the pattern that ONNX Runtime knows as DynamicQuantizeMatMul.
+    """
+    constants = {i.name: i for i in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    dynamic = {}  # dequantized tensor -> its DynamicQuantizeLinear
+    for node in graph.node:
+        source = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if source is not None and source.op_type == "DynamicQuantizeLinear":
+            dynamic[node.output[0]] = source
+    if not dynamic:
+        return
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        weight = makers.get(node.input[1]) if node.op_type in {"MatMul", "Gemm"} else None
+        if weight is None or weight.op_type != "DequantizeLinear" or node.input[0] not in dynamic:
+            nodes.append(node)
+            continue
+        nodes += _integer_product(graph, node, dynamic[node.input[0]], weight, constants)
+    # What only served the old form goes.
+    while True:
+        used = {name for node in nodes for name in node.input} | {o.name for o in graph.output}
+        used |= _read(graph) - {name for node in graph.node for name in node.input}
+        kept = [node for node in nodes if any(output in used for output in node.output)]
+        if len(kept) == len(nodes):
+            break
+        nodes = kept
+    del graph.node[:]
+    graph.node.extend(nodes)
+    remove_unused(graph)
+
+
+def _integer_product(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    quantize: onnx.NodeProto,
+    weight: onnx.NodeProto,
+    constants: dict[str, TensorProto],
+) -> list[onnx.NodeProto]:
+    codes, scale, zero = (numpy_helper.to_array(constants[name]) for name in weight.input[:3])
+    if node.op_type == "Gemm" and _attributes(node).get("transB", 0):
+        codes = codes.T
+    name, out = node.name or node.output[0], node.output[0]
+    stored = (
+        (f"{name}_codes", np.ascontiguousarray(codes)),
+        (f"{name}_scale", scale),
+        (f"{name}_zero", zero),
+    )
+    for key, value in stored:
+        graph.initializer.append(numpy_helper.from_array(value, key))
+    x, x_scale, x_zero = quantize.output
+    bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
+    product = f"{out}_product" if bias else out
+    made = [
+        helper.make_node("MatMulInteger", [x, f"{name}_codes", x_zero, f"{name}_zero"], [f"{out}_i"], name),
+        helper.make_node("Cast", [f"{out}_i"], [f"{out}_f"], f"{name}_cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [x_scale, f"{name}_scale"], [f"{out}_s"], f"{name}_scales"),
+        helper.make_node("Mul", [f"{out}_f", f"{out}_s"], [product], f"{name}_scaled"),
+    ]
+    if bias:
+        made.append(helper.make_node("Add", [product, bias], [out], f"{name}_bias_added"))
+    return made
+
+
+def pack_four_bits(model: onnx.ModelProto) -> None:
+    """Weights in blocks whose codes fit into four bits are stored as INT4, two codes a byte; opset 21."""
+    graph = model.graph
+    constants = {i.name: i for i in graph.initializer}
+    blocked = [
+        node
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and _attributes(node).get("block_size", 0)
+    ]
+    for node in blocked:
+        codes = constants[node.input[0]]
+        values = numpy_helper.to_array(codes)
+        if codes.data_type != TensorProto.INT8 or values.min() < -8 or values.max() > 7:
+            continue
+        for name in (node.input[0], node.input[2]):
+            array = numpy_helper.to_array(constants[name])
+            packed = helper.make_tensor(name, TensorProto.INT4, array.shape, array.ravel().tolist())
+            constants[name].CopyFrom(packed)
+    if blocked:
+        for opset in model.opset_import:
+            if opset.domain == "" and opset.version < _INT4_OPSET:
+                opset.version = _INT4_OPSET
+        model.ir_version = max(model.ir_version, 10)
