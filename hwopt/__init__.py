@@ -10,17 +10,23 @@ The rooms work without the pipeline too, from a notebook::
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any, Final
 
 __version__: Final = "0.1.0"
+
+# ONNX Runtime 1.31 keeps usage events in the user's cache folder; nothing is recorded unless the user asks.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Public name -> where it lives; loaded on first use so that `import hwopt` stays light.
 _PUBLIC: Final = {
     "benchmark": "hwopt.api:benchmark",
     "quantize": "hwopt.api:quantize",
+    "quantize_onnx": "hwopt.api:quantize_onnx",
+    "verify": "hwopt.api:verify",
 }
 
-__all__ = ["__version__", "benchmark", "quantize"]
+__all__ = ["__version__", "benchmark", "quantize", "quantize_onnx", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +11,53 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwopt.checkpoints import quantized_twin
-from hwopt.core.backend import BackendSpec, Recipe
+from hwopt import checkpoints
+from hwopt.core.artifact import Kind
+from hwopt.core.backend import BackendSpec, Optimization, Recipe
 from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
+from hwopt.core.progress import silent
+from hwopt.core.stage import Progress
+from hwopt.data.feeds import feeds, read_feeds
+from hwopt.data.npz import read_arrays
+from hwopt.engine.pipeline import probe
 from hwopt.engine.single import device, runtime_of
 from hwopt.errors import ConfigError
 from hwopt.model_check import check_model
 from hwopt.plugins import load_reference, resolve
-from hwopt.quantization.insert import calibrate
+from hwopt.quantization.onnx_export import write
+from hwopt.quantization.onnx_net import read as read_onnx
+from hwopt.quantization.onnx_net import signature
+from hwopt.quantization.onnx_ptq import quantize_onnx as quantize_model
+from hwopt.quantization.ptq import quantize_module
+from hwopt.quantization.settings import PtqSettings
 from hwopt.stages.benchmark.run import measure
 from hwopt.stages.benchmark.spec import BenchmarkConfig
+from hwopt.stages.quantize.spec import QuantizeConfig, check, check_input, effective_scheme
+from hwopt.store.atomic import copy_file
+from hwopt.verify import Call
+from hwopt.verify import verify as compare_outputs
 
 
-def quantize(model: nn.Module, *, hardware: str, calibration: Tensor, batch_size: int = 64) -> fx.GraphModule:
+def quantize(
+    model: nn.Module, *, hardware: str, calibration: Tensor, settings: PtqSettings | None = None
+) -> fx.GraphModule:
     """The fake-quantized twin of ``model`` under a device's scheme, calibrated: PTQ. Train it on for QAT.
 
     Args:
         model: a float module with one input, batch first; it is not changed.
         hardware: name of a hardware profile, ``host-cpu``, or the path of a YAML file.
         calibration: samples, batch first.
+        settings: observer, equalization, learned rounding, mixed precision, rules for single layers.
     """
     if len(calibration) == 0:
         raise ConfigError("the calibration set is empty", fix="give at least one sample")
     if not bool(torch.isfinite(calibration).all()):
         raise ConfigError("the calibration set holds NaN or infinity", fix="remove those samples")
     scheme = device(hardware).quantization
-    twin, _ = quantized_twin(model, tuple(calibration.shape[1:]), scheme)
-    calibrate(twin, torch.split(calibration, batch_size))
-    return twin
+    return quantize_module(model, tuple(calibration.shape[1:]), scheme, calibration, settings).graph
 
 
 def benchmark(
@@ -86,6 +103,173 @@ def benchmark(
             }
         )
     return {"schema_version": 1, "target": target, "device": hardware.name, "results": results}
+
+
+def quantize_onnx(
+    model: str | Path,
+    output: str | Path,
+    *,
+    hardware: str,
+    calibration: str | Path | Mapping[str, Array] | None = None,
+    config: QuantizeConfig | None = None,
+    fix: Mapping[str, int | float] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Quantize a float ONNX model that has no torch source, and write it whole or not at all.
+
+    Args:
+        hardware: name of a hardware profile, ``host-cpu``, or the path of a YAML file.
+        calibration: arrays by input name, or an npz archive of them (see ``hwopt.data.feeds``); needed for
+            static quantization only.
+        config: method, types, observer, rules; by default static int8 under the device's scheme.
+        fix: inputs that always hold one value; they stop being inputs.
+    Returns:
+        JSON with the table of decisions and what was tried.
+    """
+    source, target = Path(model), Path(output)
+    config = config or QuantizeConfig()
+    device_profile = device(hardware)
+    problems = [*check(config, device_profile), *check_input(config, Kind.ONNX)]
+    if problems:
+        raise ConfigError(problems[0][0], fix=problems[0][1])
+    check_model(source)
+    read = read_onnx(source, fix)
+    batches = _calibration(read, calibration, config) if config.method == "ptq" else []
+    made = quantize_model(
+        read,
+        effective_scheme(config, device_profile),
+        batches,
+        config.ptq_settings(),
+        progress=progress,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write(made.model, path, {"hwopt.scheme": device_profile.name})
+        _loads(path, device_profile)
+        copy_file(path, target)
+    return {
+        "schema_version": 1,
+        "output": str(target),
+        "device": device_profile.name,
+        "file_bytes": target.stat().st_size,
+        "source_bytes": source.stat().st_size,
+        "decisions": [decision.to_json() for decision in made.table.decisions],
+        **made.facts,
+    }
+
+
+def _calibration(
+    model: Any, given: str | Path | Mapping[str, Array] | None, config: QuantizeConfig
+) -> list[dict[str, Array]]:
+    if given is None:
+        raise ConfigError(
+            "static quantization needs samples to calibrate on",
+            fix="give --calibration FILE.npz, or use method dynamic or weight_only",
+        )
+    shapes, dtypes = signature(model)
+    if isinstance(given, Mapping):
+        calls = feeds(given, shapes, dtypes, where=None)
+    else:
+        calls = read_feeds(Path(given), shapes, dtypes)
+    kept: list[dict[str, Array]] = []
+    count = 0
+    for call in calls:
+        if count >= config.calibration_samples:
+            break
+        kept.append(call)
+        count += max(len(value) for value in call.values())
+    return kept
+
+
+def _loads(path: Path, hardware: HardwareProfile) -> None:
+    """A scheme that the runtime cannot execute is found before the file is there."""
+    if "onnxruntime" in hardware.runtimes and probe("onnxruntime").available:
+        backend: BackendSpec = resolve("backend", "onnxruntime")
+        load_reference(backend.load)(path, Recipe(), hardware).close()
+
+
+def verify(
+    model: str | Path,
+    *,
+    against: str | Path,
+    inputs: str | Path | Mapping[str, Array],
+    target: str = "host-cpu",
+    fix: Mapping[str, int | float] | None = None,
+    own_model: Mapping[str, Any] | None = None,
+    import_root: Path | None = None,
+) -> dict[str, Any]:
+    """Whether a deployed model computes what its reference does, and in integer where it asks for it.
+
+    Args:
+        model: the ONNX file as deployed.
+        against: a checkpoint of hwopt (its torch network) or an ONNX file (executed as written).
+        inputs: arrays by input name, or an npz archive of them.
+        fix: inputs of the reference that always hold one value, as given to ``quantize_onnx``.
+        own_model: the profile's model section, for checkpoints of the user's own networks.
+    Returns:
+        JSON with agreement, signal-to-noise ratio, worst samples, the precision of every node, and
+        ``asked_but_float``: operators that the file asks to run in integer and the runtime runs in float.
+    """
+    path, reference = Path(model), Path(against)
+    check_model(path)
+    if not reference.is_file():
+        raise ConfigError("no such file", where=str(reference))
+    hardware = device(target)
+    runtime_name = runtime_of(hardware)
+    backend: BackendSpec = resolve("backend", runtime_name)
+    runtime = load_reference(backend.load)(path, Recipe(), hardware)
+    try:
+        shapes, dtypes = runtime.inputs(), runtime.dtypes()
+        where = None if isinstance(inputs, Mapping) else str(inputs)
+        arrays = dict(inputs) if isinstance(inputs, Mapping) else read_arrays(Path(inputs))
+        calls = feeds(arrays, shapes, dtypes, where=where)
+        call = _reference(reference, fix or {}, own_model, import_root)
+        result = compare_outputs(path, runtime, call, calls)
+    finally:
+        runtime.close()
+    return {
+        "schema_version": 1,
+        "tier": Tier.MEASURED.value,
+        "model": str(path),
+        "against": str(reference),
+        "target": target,
+        "device": hardware.name,
+        "runtime": runtime_name,
+        **result.to_json(),
+    }
+
+
+def _reference(
+    path: Path,
+    fix: Mapping[str, int | float],
+    own_model: Mapping[str, Any] | None,
+    import_root: Path | None,
+) -> Call:
+    if not checkpoints.is_onnx(path):
+        module = checkpoints.load(path, import_root, own_model).module.eval()
+
+        def torch_call(given: Mapping[str, Array]) -> Sequence[Array]:
+            if len(given) != 1:
+                raise ConfigError(f"a checkpoint takes one input, the model {len(given)}", where=str(path))
+            with torch.no_grad():
+                (value,) = given.values()
+                output: Array = module(torch.from_numpy(np.ascontiguousarray(value))).numpy()
+            return [output]
+
+        return torch_call
+    check_model(path)
+    backend: BackendSpec = resolve("backend", "onnxruntime")
+    recipe = Recipe(optimization=Optimization.NONE)
+    runtime = load_reference(backend.load)(path, recipe, device("generic-cpu"))
+    dtypes = runtime.dtypes()
+    names = set(runtime.inputs())
+    fixed = {name: np.asarray(value, dtypes[name]) for name, value in fix.items() if name in names}
+
+    def onnx_call(given: Mapping[str, Array]) -> Sequence[Array]:
+        outputs: list[Array] = runtime.run({**{k: v for k, v in given.items() if k in names}, **fixed})
+        return outputs
+
+    return onnx_call
 
 
 def _random_input(path: Path, config: BenchmarkConfig, hardware: HardwareProfile, seed: int) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,14 +16,14 @@ from torch import Tensor, fx, nn
 from hwopt.core.artifact import Kind
 from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.choices import Choice
-from hwopt.core.hardware import QuantizationScheme
+from hwopt.core.hardware import LayerRule, QuantizationScheme
 from hwopt.errors import ConfigError, UnsafeInputError
 from hwopt.models.build import build_model, resize_to
 from hwopt.quantization.assign import Assignment
 from hwopt.quantization.graph import to_graph
 from hwopt.quantization.insert import insert
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ class Recipe:
     shapes: Mapping[str, tuple[int, ...]] | None = None  # of the float module, where it was pruned
     scheme: QuantizationScheme | None = None  # of a fake-quantized network
     scheme_name: str | None = None  # the hardware profile that the scheme came from
+    rules: tuple[LayerRule, ...] = ()  # layers that depart from the scheme
 
     def to_json(self) -> dict[str, JSON]:
         """Plain JSON."""
@@ -47,16 +48,19 @@ class Recipe:
             "shapes": None if self.shapes is None else {k: list(v) for k, v in self.shapes.items()},
             "scheme": None if self.scheme is None else self.scheme.to_json(),
             "scheme_name": self.scheme_name,
+            "rules": [rule.to_json() for rule in self.rules],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
         """The inverse of ``to_json``."""
-        if value["format"] != FORMAT:
-            raise ConfigError(
-                f"checkpoint format {value['format']}; this hwopt reads {FORMAT}", fix="upgrade hwopt"
-            )
         scheme = value["scheme"]
+        first = value["format"] == 1  # without rules, and with other grids in quantized networks
+        if value["format"] not in {1, FORMAT} or (first and scheme is not None):
+            raise ConfigError(
+                f"checkpoint format {value['format']}; this hwopt reads {FORMAT}",
+                fix="quantize the float checkpoint again" if first else "upgrade hwopt",
+            )
         return cls(
             model=Choice.from_json(value["model"]),
             sample_shape=tuple(value["sample_shape"]),
@@ -64,6 +68,10 @@ class Recipe:
             shapes=None if value["shapes"] is None else {k: tuple(v) for k, v in value["shapes"].items()},
             scheme=None if scheme is None else QuantizationScheme.model_validate_json(canonical_json(scheme)),
             scheme_name=value["scheme_name"],
+            rules=tuple(
+                LayerRule.model_validate_json(canonical_json(rule))
+                for rule in ([] if first else value["rules"])
+            ),
         )
 
 
@@ -116,7 +124,7 @@ def load(path: Path, import_root: Path | None, own_model: Mapping[str, Any] | No
         resize_to(module, recipe.shapes)
     table = None
     if recipe.scheme is not None:
-        module, table = quantized_twin(module, recipe.sample_shape, recipe.scheme)
+        module, table = quantized_twin(module, recipe.sample_shape, recipe.scheme, recipe.rules)
     torch.set_rng_state(rng)
     try:
         module.load_state_dict(state)
@@ -129,22 +137,40 @@ def load(path: Path, import_root: Path | None, own_model: Mapping[str, Any] | No
     return Network(module=module, recipe=recipe, table=table)
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether a file is ONNX and not safetensors, by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) < 9 or head[8:] != b"{"  # safetensors: length of the header, then JSON
+
+
 def kind_of(path: Path) -> Kind:
-    """Whether a checkpoint is float or fake-quantized."""
+    """Whether a checkpoint is float or fake-quantized, or an ONNX model."""
+    if path.suffix == ".onnx":
+        return Kind.ONNX
     return Kind.CHECKPOINT if read_recipe(path).scheme is None else Kind.QUANTIZED_CHECKPOINT
 
 
 def quantized_twin(
-    module: nn.Module, sample_shape: tuple[int, ...], scheme: QuantizationScheme
+    module: nn.Module,
+    sample_shape: tuple[int, ...],
+    scheme: QuantizationScheme,
+    rules: Sequence[LayerRule] = (),
 ) -> tuple[fx.GraphModule, Assignment]:
     """The fake-quantized graph of a float module, not yet calibrated."""
     graph_module = to_graph(module, sample_shape)
-    return graph_module, insert(graph_module, scheme)
+    return graph_module, insert(graph_module, scheme, rules)
 
 
-def quantized_recipe(recipe: Recipe, module: nn.Module, scheme: QuantizationScheme, name: str) -> Recipe:
+def quantized_recipe(
+    recipe: Recipe,
+    module: nn.Module,
+    scheme: QuantizationScheme,
+    name: str,
+    rules: Sequence[LayerRule] = (),
+) -> Recipe:
     """The recipe of ``module``'s fake-quantized twin."""
-    return replace(recipe, shapes=shapes_of(module), scheme=scheme, scheme_name=name)
+    return replace(recipe, shapes=shapes_of(module), scheme=scheme, scheme_name=name, rules=tuple(rules))
 
 
 def _read(path: Path, *, tensors: bool) -> tuple[Recipe, dict[str, Tensor]]:

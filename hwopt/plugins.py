@@ -27,6 +27,7 @@ GROUP: Final = "hwopt.plugins"
 _BUILT_IN: Final[dict[str, dict[str, str]]] = {
     "stage": {
         "train": "hwopt.stages.train.spec:SPEC",
+        "read": "hwopt.stages.read.spec:SPEC",
         "prune": "hwopt.stages.prune.spec:SPEC",
         "finetune": "hwopt.stages.finetune.spec:SPEC",
         "quantize": "hwopt.stages.quantize.spec:SPEC",
@@ -37,6 +38,7 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
     },
     "backend": {
         "onnxruntime": "hwopt.backends.onnxruntime.spec:SPEC",
+        "openvino": "hwopt.backends.openvino.spec:SPEC",
         "tensorrt": "hwopt.backends.tensorrt.spec:SPEC",
     },
     "model": {

@@ -13,7 +13,7 @@ from pydantic import Field
 from hwopt.config import hardware as hardware_profiles
 from hwopt.config.problems import validate
 from hwopt.config.yaml_text import Document, KeyPath, parse, parse_scalar, read_text
-from hwopt.core.canonical import JSON
+from hwopt.core.canonical import JSON, digest_of_file
 from hwopt.core.choices import Choice, DataSource, ModelSpec
 from hwopt.core.profile import HOST_CPU, Candidate, Link, PipelineProfile, Requirement, Target
 from hwopt.core.settings import Settings
@@ -53,13 +53,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
     # Sections are looked at even when the head is wrong, so that one run shows all there is to mend.
     reader = _Reader(document, problems)
     data = reader.choice("data", value.get("data")) if "data" in value else None
-    model = reader.choice("model", value.get("model")) if "model" in value else None
-    train = reader.section("train", value.get("train", {}))
+    given = value.get("model")
+    if isinstance(given, dict) and "onnx" in given:
+        model, source = reader.onnx_model(given, "train" in value)
+    else:
+        model = reader.choice("model", value.get("model")) if "model" in value else None
+        source = reader.section("train", value.get("train", {}))
     benchmark = reader.section("benchmark", value.get("benchmark", {}))
     candidates = reader.candidates(value["candidates"]) if "candidates" in value else ()
     targets = reader.targets(value["targets"]) if "targets" in value else ()
     requirements = reader.requirements(value.get("requirements", []), targets)
-    if problems or head is None or data is None or model is None or train is None or benchmark is None:
+    if problems or head is None or data is None or model is None or source is None or benchmark is None:
         raise ConfigError.of(problems)
     return PipelineProfile(
         path=path,
@@ -70,7 +74,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         data_where=document.where(("data",), key=True),
         model=model,
         model_where=document.where(("model",), key=True),
-        train=train,
+        source=source,
         benchmark=benchmark.config,
         candidates=candidates,
         targets=targets,
@@ -138,7 +142,8 @@ class _Reader:
             self.complain(
                 f"{kind} needs exactly one of `name` and `factory`",
                 (kind,),
-                f'names: {", ".join(sorted(table(kind)))}; or factory: "module:function"',
+                f'names: {", ".join(sorted(table(kind)))}; or factory: "module:function"'
+                + ("; or onnx: FILE" if kind == "model" else ""),
                 key=True,
             )
             return None
@@ -164,6 +169,22 @@ class _Reader:
                     options[field] = self.path(given, (kind, field))
         settings = validate(spec.settings, options, self.document, (kind,), self.problems)
         return None if settings is None else Choice(name=name, factory=None, options=settings.to_json())
+
+    def onnx_model(self, value: dict[str, JSON], has_train: bool) -> tuple[Choice | None, Link | None]:
+        """``{onnx: FILE}``: a float model with no torch source, and the step that reads it."""
+        if has_train:
+            self.complain("an ONNX model is not trained", ("train",), "remove the section train", key=True)
+        options = dict(value)
+        if isinstance(options["onnx"], str):
+            options["onnx"] = self.path(options["onnx"], ("model", "onnx"))
+            if Path(options["onnx"]).is_file():
+                options["digest"] = digest_of_file(Path(options["onnx"]))
+        spec: StageSpec = resolve("stage", "read")
+        config = validate(spec.config, options, self.document, ("model",), self.problems)
+        if config is None:
+            return None, None
+        choice = Choice(name=None, factory=None, options={"onnx": str(options["onnx"])})
+        return choice, Link(stage="read", config=config, where=self.document.where(("model",), key=True))
 
     def path(self, given: str, at: KeyPath) -> str:
         """Relative to the profile's folder, else to the current one; both are named if neither exists."""

@@ -11,8 +11,8 @@ class Kind(StrEnum):
     """What a file is, which decides who may consume it."""
 
     CHECKPOINT = "checkpoint"  # float network: safetensors with its recipe in the header
-    QUANTIZED_CHECKPOINT = "quantized_checkpoint"  # the same, with fake-quantizers
-    ONNX = "onnx"
+    QUANTIZED_CHECKPOINT = "quantized_checkpoint"  # the same with fake quantizers; or ONNX with Q/DQ pairs
+    ONNX = "onnx"  # as exported, or a float model of the user's with no torch source
     PREDICTIONS = "predictions"  # npz: logits and labels on the test split
     TABLE = "table"  # JSON: a stage's decisions, for people and for the report
 

@@ -45,6 +45,16 @@ class NodePrecision:
     op: str
     integer: bool
     weighted: bool  # convolution or matrix product
+    covers: tuple[str, ...] = ()  # operators and stored tensors of the file that it stands for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTime:
+    """One operator of the graph that the runtime really runs."""
+
+    name: str
+    op: str
+    seconds: float
 
 
 class Runtime(Protocol):
@@ -56,8 +66,14 @@ class Runtime(Protocol):
     def inputs(self) -> Mapping[str, tuple[int | None, ...]]:
         """Name to shape; None where the size is dynamic."""
 
+    def dtypes(self) -> Mapping[str, str]:
+        """Input name to NumPy type name, for example float32."""
+
     def executed(self) -> list[NodePrecision]:
         """Precision node by node, read from the optimized graph."""
+
+    def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
+        """Mean time of each operator over ``runs`` inferences, by the runtime's own clock."""
 
     def close(self) -> None:
         """Free what the runtime holds."""

@@ -139,12 +139,14 @@ class QuantizationScheme(Settings):
 
     ``placement`` says where Q/DQ pairs go: ``outputs`` quantizes every tensor that enters or leaves an
     operator in ``operators`` (ONNX Runtime and OpenVINO fuse Q at the output); ``inputs`` quantizes only
-    what enters a weighted operator (TensorRT).
+    what enters a weighted operator (TensorRT). A bias is ``int32`` in the accumulator, ``float`` inside the
+    operator, or ``apart``: linear layers add it behind their quantized output, because ONNX Runtime runs a
+    product with a float bias in float and TensorRT takes no int32 bias.
     """
 
     weights: TensorScheme
     activations: TensorScheme
-    bias: Literal["int32", "float"] = "int32"
+    bias: Literal["int32", "float", "apart"] = "int32"
     scale: Literal["float", "power_of_two"] = "float"
     placement: Literal["outputs", "inputs"] = "outputs"
     mode: Mode = Mode.STATIC
@@ -220,6 +222,7 @@ class HardwareProfile(Settings):
     arch: Literal["x86_64", "aarch64"] | None = None  # CPUs only
     isa: tuple[str, ...] = ()  # CPU features, or the CUDA compute capability as cc8.9
     isa_absent: tuple[str, ...] = ()  # features whose presence makes it another device
+    describes_host: bool = True  # False: chosen by name only, never found by detection
     compute: Compute | None = None
     memory: Memory | None = None
     fpga: FpgaFabric | None = None

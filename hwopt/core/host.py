@@ -48,5 +48,5 @@ def can_run(host: Host, hardware: HardwareProfile) -> bool:
 
 def describe(host: Host, profiles: Iterable[HardwareProfile]) -> HardwareProfile | None:
     """The most specific CPU profile that this machine is of the kind of; None if there is none."""
-    fitting = [profile for profile in profiles if is_device(host, profile)]
+    fitting = [profile for profile in profiles if profile.describes_host and is_device(host, profile)]
     return max(fitting, key=lambda p: (len(p.isa), p.arch is not None, p.name), default=None)

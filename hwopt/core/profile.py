@@ -86,7 +86,7 @@ class PipelineProfile:
     data_where: str
     model: Choice
     model_where: str
-    train: Link
+    source: Link  # the step that gives the float model: train, or read for an ONNX file
     benchmark: Settings
     candidates: tuple[Candidate, ...]
     targets: tuple[Target, ...]

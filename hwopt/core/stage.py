@@ -36,6 +36,11 @@ def no_check(config: Any, hardware: HardwareProfile | None) -> list[tuple[str, s
     return []
 
 
+def no_check_input(config: Any, kind: Kind) -> list[tuple[str, str]]:
+    """For stages that take every kind they consume in the same way."""
+    return []
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
     """A stage, light to import: it names its function and does not load it."""
@@ -49,6 +54,8 @@ class StageSpec:
     produces: Mapping[str, Kind] = field(default_factory=dict)  # port -> kind
     # (settings, device) -> (problem, fix) of every setting the device cannot serve; pure.
     check: Callable[[Any, HardwareProfile | None], list[tuple[str, str]]] = no_check
+    # (settings, kind of the checkpoint) -> the same, for what an earlier step hands over; pure.
+    check_input: Callable[[Any, Kind], list[tuple[str, str]]] = no_check_input
     # The part of the device that the result depends on; steps that agree on it are one step.
     facet: Callable[[HardwareProfile], dict[str, JSON]] = no_facet
     reads_data: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -30,7 +31,16 @@ class NpzOptions(Settings):
 def load(options: NpzOptions) -> Dataset:
     """Read and check the archive."""
     path = Path(options.path)
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    return checked(path.stem, read_arrays(path, KEYS), options.classes)
+
+
+def read_arrays(path: Path, keys: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an untrusted archive by name; with ``keys``, only those.
+
+    Raises:
+        ConfigError: no readable archive.
+        UnsafeInputError: too large once unpacked, or it holds pickled objects.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(item.file_size for item in archive.infolist())
@@ -39,9 +49,7 @@ def load(options: NpzOptions) -> Dataset:
                 f"the archive unpacks to {unpacked:,} bytes; the limit is {MAX_BYTES:,}", where=str(path)
             )
         with np.load(path, allow_pickle=False) as archive:
-            for key in KEYS:
-                if key in archive.files:
-                    arrays[key] = archive[key]
+            return {key: archive[key] for key in archive.files if keys is None or key in keys}
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None
     except ValueError as error:
@@ -52,7 +60,6 @@ def load(options: NpzOptions) -> Dataset:
                 fix="store plain numeric arrays: np.savez(path, x_train=…, …)",
             ) from None
         raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None
-    return checked(path.stem, arrays, options.classes)
 
 
 SOURCE: Final = DataSource(

@@ -130,6 +130,7 @@ class Entropy(_OfHistogram):
         low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
         half = histogram.bins // 2
         fine = histogram.counts[half:] + histogram.counts[:half][::-1]  # of magnitudes
+        fine[0] = fine[1]  # zeros are exact on any grid; behind a ReLU they would drown all else
         levels = codes[1] - codes[0] + 1
         levels = levels // 2 if low < 0 < high or symmetric else levels
         used = int(np.flatnonzero(fine)[-1]) + 1 if fine.any() else 1

@@ -91,16 +91,20 @@ class _Builder:
             )
             found[(problem.problem, problem.where)] = problem
         for candidate in self.candidates:
-            kind = Kind.CHECKPOINT
+            kind = resolve("stage", self.profile.source.stage).produces["checkpoint"]
             for link in candidate.chain:
                 spec: StageSpec = resolve("stage", link.stage)
                 if kind not in spec.consumes["checkpoint"]:
                     problem = Problem(
                         problem=f"{link.stage} cannot follow a step that gives a {kind.value}",
                         where=link.where,
-                        fix="prune and fine-tune first, quantize last",
+                        fix="an ONNX model can be quantized, and no more"
+                        if kind is Kind.ONNX
+                        else "prune and fine-tune first, quantize last",
                     )
                     found[(problem.problem, problem.where)] = problem
+                for text, fix in spec.check_input(link.config, kind):
+                    found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 kind = spec.produces["checkpoint"]
                 for target in self.profile.targets:
                     hardware = target.hardware or self.world.host_profile
@@ -235,6 +239,7 @@ class _Builder:
             {
                 "runtime": "onnxruntime" if emulated else here.runtime,
                 "optimization": Optimization.NONE if emulated else Optimization.ALL,
+                "allow_float": any(getattr(link.config, "allow_float", False) for link in candidate.chain),
             }
         )
         place = f"{candidate.name} on {target.name}"
@@ -261,7 +266,7 @@ class _Builder:
         return replace(row, steps=tuple(dict.fromkeys(step.key for step in steps)))
 
     def trained(self) -> Source:
-        return self.link(self.profile.train, "train the float model")
+        return self.link(self.profile.source, f"{self.profile.source.stage} the float model")
 
     def link(self, link: Link, label: str) -> Source:
         return self.add(link.stage, label, link.config, None, {}, link.where)

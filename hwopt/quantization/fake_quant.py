@@ -29,6 +29,7 @@ class Phase(StrEnum):
 
     OBSERVE = "observe"  # count it, pass it on unchanged
     QUANTIZE = "quantize"
+    OFF = "off"  # pass it on; for measuring what single grids cost
 
 
 class _RoundToGrid(torch.autograd.Function):
@@ -178,6 +179,8 @@ class FakeQuant(nn.Module):
             if self.observer is not None:
                 self.observer.add(x.detach().cpu().numpy())
             return x
+        if self.mode is Phase.OFF:
+            return x
         elements = x.numel() // max(x.shape[0], 1) if self.axis is None else x.numel() // x.shape[self.axis]
         result: Tensor = _RoundToGrid.apply(
             self.in_rows(x),
@@ -282,7 +285,7 @@ class BiasQuant(nn.Module):
 
     def forward(self, bias: Tensor) -> Tensor:
         """``bias`` on the accumulator's grid."""
-        if any(grid.mode is Phase.OBSERVE for grid in self._grids):
+        if any(grid.mode is not Phase.QUANTIZE for grid in self._grids):
             return bias
         scale = self.scale
         # The clamp only meets biases beyond the accumulator, which the deployed model cannot hold either.

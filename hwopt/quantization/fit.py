@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,9 +71,19 @@ def rows_of(weight: Any, axis: int | None, in_axis: int | None, block: int | Non
 
 
 def weight_scale(
-    weight: Any, scheme: TensorScheme, axis: int | None, in_axis: int | None, *, pow2: bool
+    weight: Any,
+    scheme: TensorScheme,
+    axis: int | None,
+    in_axis: int | None,
+    *,
+    pow2: bool,
+    reach: Literal["mse", "max"] = "mse",
 ) -> Any:
-    """Scales by least squared error, one a row of ``rows_of``; shape (rows,)."""
+    """Scales of least squared error, or that reach the greatest weight; one a row of ``rows_of``."""
     rows = rows_of(weight, axis, in_axis, scheme.block)
-    fitted = scales.mse_symmetric_scale(rows, scheme.codes, pow2=pow2)
+    if reach == "mse":
+        fitted = scales.mse_symmetric_scale(rows, scheme.codes, pow2=pow2)
+    else:
+        fitted = scales.symmetric_scale(np.abs(rows).max(axis=1), scheme.codes)
+        fitted = np.exp2(np.ceil(np.log2(fitted))) if pow2 else fitted
     return np.where(np.abs(rows).max(axis=1) == 0, 1.0, fitted)  # any grid holds zeros

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from hwopt.quantization.net import Array, Observer, Op
-from hwopt.quantization.nodes import CONVOLUTIONS, TRANSPOSED, add_constant, argument, constant, set_constant
+from hwopt.quantization.nodes import CONVOLUTIONS, TRANSPOSED, argument, constant, set_constant
 
 _aten = torch.ops.aten
 
@@ -70,19 +70,6 @@ class FxNet:
         """Replace the tensor behind a ``get_attr`` node."""
         set_constant(self.graph_module, self.nodes[name], torch.as_tensor(value, dtype=torch.float32))
 
-    def add_bias(self, op: Op, value: Array) -> Op:
-        """A new parameter beside the weight."""
-        node = self.nodes[op.name]
-        path = str(argument(node, 1).target).rpartition(".")[0]
-        name = f"{path}.bias" if path else f"{node.name}_bias"
-        new = add_constant(self.graph_module, name, torch.as_tensor(value, dtype=torch.float32), node)
-        node.args = (*node.args[:2], new, *node.args[3:])
-        self.graph_module.recompile()
-        self.nodes[new.name] = new
-        index = self.ops.index(op)
-        self.ops[index] = self._op(node)
-        return self.ops[index]
-
     def observe(self, batches: Iterable[Any], names: Sequence[str], see: Observer) -> int:
         """Run node by node and show the named tensors."""
         wanted = set(names)
@@ -123,6 +110,10 @@ class FxNet:
             kind = None  # an operand is a number or a constant: no second tensor to quantize
         elif kind == "GlobalAveragePool" and list(argument(node, 1)) != [1, 1]:
             kind = None
+        elif kind == "LayerNormalization":
+            affine = [a for a in (argument(node, 2), argument(node, 3)) if isinstance(a, fx.Node)]
+            if len(affine) == 2 and all(a.op == "get_attr" for a in affine):
+                fields = {"weight": affine[0].name, "bias": affine[1].name}
         elif kind == "Clip":
             fields["bounds"] = (float(argument(node, 1)), float(argument(node, 2)))
         parameters = [a.name for a in node.all_input_nodes if self._is_matrix(a)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,13 +17,16 @@ from hwopt.quantization.fit import activation_grid, new_observer, weight_scale
 from hwopt.quantization.fx_net import FxNet
 from hwopt.quantization.graph import quiet_exporters
 from hwopt.quantization.nodes import argument, constant
-from hwopt.quantization.settings import ObserverSettings
+from hwopt.quantization.settings import PtqSettings
+from hwopt.quantization.tidy import split_biases
 
 
 def insert(
     graph_module: fx.GraphModule, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
 ) -> Assignment:
     """Put a fake quantizer at every tensor of ``assign``'s table, in place; returns the table."""
+    if scheme.bias == "apart":
+        split_biases(graph_module)
     table = assign(FxNet(graph_module), scheme, rules)
     graph = graph_module.graph
     nodes = {node.name: node for node in graph.nodes}
@@ -103,17 +106,18 @@ def fake_quantizers(graph_module: fx.GraphModule) -> Iterator[tuple[fx.Node, Fak
 def calibrate(
     graph_module: fx.GraphModule,
     batches: Iterable[Tensor],
-    observer: ObserverSettings | None = None,
+    settings: PtqSettings | None = None,
 ) -> None:
-    """Set every scale and zero point: activations as ``observer`` says, weights by least squared error.
+    """Set every scale and zero point as ``settings`` say.
 
     Memory does not grow with the number of samples. Raises ConfigError for an empty or constant set.
     """
+    settings = settings or PtqSettings()
     pairs = list(fake_quantizers(graph_module))
     for node, grid in pairs:
         grid.mode = Phase.OBSERVE
         is_weight = constant(graph_module, argument(node, 0)) is not None
-        grid.observer = None if is_weight else new_observer(observer or ObserverSettings())
+        grid.observer = None if is_weight else new_observer(settings.observer)
     samples = 0
     with torch.no_grad():
         for batch in batches:
@@ -126,7 +130,7 @@ def calibrate(
     for node, grid in pairs:
         weight = constant(graph_module, argument(node, 0))
         if weight is not None:
-            fit_weight(grid, weight)
+            fit_weight(grid, weight, settings.weight_range)
         elif grid.observer is not None:
             if grid.observer.low == grid.observer.high:
                 _refuse_constant(node, grid.observer.low)
@@ -158,10 +162,15 @@ def _refuse_constant(node: fx.Node, value: float) -> None:
         )
 
 
-def fit_weight(grid: FakeQuant, weight: Tensor) -> None:
+def fit_weight(grid: FakeQuant, weight: Tensor, reach: Literal["mse", "max"] = "mse") -> None:
     """Set the scales of a weight's grid."""
     fitted = weight_scale(
-        weight.detach().numpy(), grid.scheme, grid.axis, grid.in_axis, pow2=grid.power_of_two
+        weight.detach().numpy(),
+        grid.scheme,
+        grid.axis,
+        grid.in_axis,
+        pow2=grid.power_of_two,
+        reach=reach,
     )
     grid.set_scale(torch.as_tensor(fitted))
 

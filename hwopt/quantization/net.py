@@ -57,9 +57,6 @@ class Net(Protocol):
     def set_constant(self, name: str, value: Array) -> None:
         """Replace a constant by one of the same shape."""
 
-    def add_bias(self, op: Op, value: Array) -> Op:
-        """Give a weighted operator without a bias one; the operator as it is now."""
-
     def observe(self, batches: Iterable[Any], names: Sequence[str], see: Observer) -> int:
         """Run the float network and show the named tensors; the number of samples."""
 

@@ -48,20 +48,31 @@ def export_onnx(
     proto = program.model_proto
     passes.global_pools(proto.graph)
     passes.strip_traces(proto)
-    finish(proto, path, metadata)
+    passes_for_runtimes(proto)
+    write(proto, path, metadata)
 
 
-def finish(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
-    """The passes that every quantized file needs, the check, and the writing."""
+def passes_for_runtimes(proto: onnx.ModelProto) -> None:
+    """What every quantized file needs, wherever it came from."""
     passes.fold_weight_transposes(proto.graph)
     passes.integer_products(proto.graph)
     passes.unshare_grids(proto.graph)
     passes.pack_four_bits(proto)
+
+
+def write(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Check and write; a model that fails the check leaves no file."""
     for key in metadata:
         for entry in [e for e in proto.metadata_props if e.key == key]:
             proto.metadata_props.remove(entry)
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     proto.producer_name = "hwopt"
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise StageFailedError(
+            f"the model that came out is not valid ONNX: {str(error).splitlines()[0]}",
+            fix="report it with the model",
+        ) from error
     path.write_bytes(proto.SerializeToString(deterministic=True))

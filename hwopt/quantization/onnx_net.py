@@ -18,7 +18,6 @@ import onnxruntime
 from onnx import numpy_helper, shape_inference
 
 from hwopt.errors import ConfigError, StageFailedError
-from hwopt.model_check import check_model
 from hwopt.quantization.net import Array, Observer, Op
 
 _LEAST_OPSET: Final = 13  # per-channel scales
@@ -33,14 +32,12 @@ def read(path: Path, fixed: Mapping[str, int | float] | None = None) -> onnx.Mod
     """A checked, tidied float model.
 
     Args:
-        path: the file; untrusted.
+        path: the file, which ``model_check`` has looked at.
         fixed: inputs that always hold one value, such as a sample rate; they stop being inputs.
     Raises:
         ConfigError: an input to fix that the model does not have; a model that is quantized already.
-        UnsafeInputError: see ``check_model``.
         StageFailedError: ONNX Runtime refuses the model.
     """
-    check_model(path)
     model = onnx.load(path)
     found = sorted({node.op_type for node in model.graph.node} & _QUANTIZED)
     if found:
@@ -67,6 +64,20 @@ def read(path: Path, fixed: Mapping[str, int | float] | None = None) -> onnx.Mod
     del model.opset_import[:]
     model.opset_import.extend(kept)
     return shape_inference.infer_shapes(model)
+
+
+def signature(
+    model: onnx.ModelProto,
+) -> tuple[dict[str, tuple[int | None, ...]], dict[str, np.dtype[Any]]]:
+    """Shapes (None where an axis is free) and types of the inputs."""
+    shapes, dtypes = {}, {}
+    for value in model.graph.input:
+        tensor_type = value.type.tensor_type
+        shapes[value.name] = tuple(
+            dim.dim_value if dim.HasField("dim_value") else None for dim in tensor_type.shape.dim
+        )
+        dtypes[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+    return shapes, dtypes
 
 
 def _fix_inputs(model: onnx.ModelProto, fixed: Mapping[str, int | float], path: Path) -> None:
@@ -147,21 +158,6 @@ class OnnxNet:
         dtype_np = onnx.helper.tensor_dtype_to_np_dtype(dtype)
         self._constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, dtype_np), name))
 
-    def add_bias(self, op: Op, value: Array) -> Op:
-        """A new initializer as the third input."""
-        node = next(n for n in self.model.graph.node if n.name == op.name)
-        if op.kind not in {"Conv", "ConvTranspose", "Gemm"}:
-            raise ValueError(f"{op.kind} takes no bias")
-        name = f"{op.name}_bias"
-        tensor = self.model.graph.initializer.add()
-        tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
-        self._constants[name] = tensor
-        del node.input[2:]
-        node.input.append(name)
-        index = self.ops.index(op)
-        self.ops[index] = self._op(node)
-        return self.ops[index]
-
     def observe(self, batches: Iterable[Batch], names: Sequence[str], see: Observer) -> int:
         """Run in ONNX Runtime with the named tensors as further outputs."""
         copy = onnx.ModelProto()
@@ -211,6 +207,10 @@ class OnnxNet:
         elif kind in {"Add", "Mul", "Concat"}:
             if len(inputs) != len(node.input) or not all(self.is_float(name) for name in inputs):
                 kind = None  # an operand is a constant, or this is arithmetic on shapes
+        elif kind == "LayerNormalization":
+            inputs = inputs[:1]
+            if len(node.input) == 3 and all(name in self._constants for name in node.input[1:]):
+                fields = {"weight": node.input[1], "bias": node.input[2]}
         elif kind == "Clip":
             fields["bounds"] = self._clip_bounds(node)
             kind = kind if fields["bounds"] else None

@@ -215,3 +215,18 @@ def pack_four_bits(model: onnx.ModelProto) -> None:
             if opset.domain == "" and opset.version < _INT4_OPSET:
                 opset.version = _INT4_OPSET
         model.ir_version = max(model.ir_version, 10)
+
+
+def split_biases(graph: onnx.GraphProto) -> None:
+    """Gemm adds its bias in an operator of its own."""
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type == "Gemm" and len(node.input) > 2 and _attributes(node).get("beta", 1.0) == 1.0:
+            out, bias = node.output[0], node.input[2]
+            del node.input[2:]
+            node.output[0] = f"{out}_product"
+            nodes.append(helper.make_node("Add", [f"{out}_product", bias], [out], f"{node.name}_bias"))
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)

@@ -20,7 +20,7 @@ from hwopt.quantization.net import Op
 from hwopt.quantization.onnx_lstm import dynamic_lstm
 from hwopt.quantization.onnx_net import Batch, OnnxNet
 from hwopt.quantization.onnx_passes import remove_unused
-from hwopt.quantization.settings import ObserverSettings
+from hwopt.quantization.settings import PtqSettings
 
 Grid = tuple[float, int]  # scale and zero point
 _BIAS_ROOM = 2.0**30  # greatest code of a bias; the rest of int32 is the products'
@@ -31,7 +31,7 @@ def calibrate_onnx(
     table: Assignment,
     scheme: QuantizationScheme,
     batches: Iterable[Batch],
-    observer: ObserverSettings | None = None,
+    settings: PtqSettings | None = None,
 ) -> dict[str, Grid]:
     """Scale and zero point of every activation of the table, from the float model's values.
 
@@ -44,7 +44,9 @@ def calibrate_onnx(
     roots = [d for d in wanted if d.shares is None]
     if not roots:
         return {}
-    observers: dict[str, Observer] = {d.tensor: new_observer(observer or ObserverSettings()) for d in roots}
+    observers: dict[str, Observer] = {
+        d.tensor: new_observer((settings or PtqSettings()).observer) for d in roots
+    }
 
     def see(name: str, value: npt.NDArray[np.float32]) -> None:
         try:
@@ -79,12 +81,16 @@ def calibrate_onnx(
 
 
 def write_qdq(
-    net: OnnxNet, table: Assignment, scheme: QuantizationScheme, grids: Mapping[str, Grid]
+    net: OnnxNet,
+    table: Assignment,
+    scheme: QuantizationScheme,
+    grids: Mapping[str, Grid],
+    settings: PtqSettings | None = None,
 ) -> onnx.ModelProto:
     """The quantized model; ``net`` is left as it is."""
     model = onnx.ModelProto()
     model.CopyFrom(net.model)
-    writer = _Writer(model, net, scheme, grids)
+    writer = _Writer(model, net, scheme, grids, settings or PtqSettings())
     ops = {op.name: op for op in net.ops}
     activations = [d for d in table.decisions if d.role is Role.ACTIVATION and d.scheme]
     for decision in table.decisions:
@@ -116,7 +122,9 @@ class _Writer:
         net: OnnxNet,
         scheme: QuantizationScheme,
         grids: Mapping[str, Grid],
+        settings: PtqSettings,
     ) -> None:
+        self.settings = settings
         self.model, self.net, self.scheme, self.grids = model, net, scheme, grids
         self.nodes = {node.name: node for node in model.graph.node}
         self.front: list[onnx.NodeProto] = []  # in front of everything
@@ -134,14 +142,21 @@ class _Writer:
         if scheme is None or values is None:
             raise AssertionError(f"{decision.tensor} is no constant")
         pow2 = self.scheme.scale == "power_of_two"
-        scale = weight_scale(values, scheme, decision.axis, decision.in_axis, pow2=pow2)
+        scale = weight_scale(
+            values,
+            scheme,
+            decision.axis,
+            decision.in_axis,
+            pow2=pow2,
+            reach=self.settings.weight_range,
+        )
         for op in users:
             scale = self._with_room(op, scale)
         scale = scale.astype(np.float32)
         self.weight_scales[decision.tensor] = scale
         rows = rows_of(values, decision.axis, decision.in_axis, scheme.block)
         codes = scales.quantize(rows, scale.astype(np.float64)[:, None], 0, scheme.codes)
-        codes = _from_rows(codes, values.shape, decision).astype(container(scheme))
+        codes = from_rows(codes, values.shape, decision).astype(container(scheme))
         stored = scale if decision.axis is not None else scale.reshape(())
         attributes: dict[str, Any] = {} if decision.axis is None else {"axis": decision.axis}
         if scheme.block is not None and decision.axis is not None and decision.in_axis is not None:
@@ -251,7 +266,7 @@ class _Writer:
         remove_unused(graph)
 
 
-def _from_rows(codes: Any, shape: tuple[int, ...], decision: Decision) -> Any:
+def from_rows(codes: Any, shape: tuple[int, ...], decision: Decision) -> Any:
     """The inverse of ``fit.rows_of``."""
     axis, in_axis = decision.axis, decision.in_axis
     if axis is None:

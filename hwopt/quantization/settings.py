@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from hwopt.core.hardware import LayerRule
 from hwopt.core.settings import Settings
 from hwopt.plugins import did_you_mean, resolve, table
 
@@ -71,8 +72,24 @@ class OscillationSettings(Settings):
 class MixedSettings(Settings):
     """Mixed precision: which layers get more bits than the scheme gives."""
 
-    raise_to: str = "int8"  # weights and, where the device has it, activations
+    raise_to: str = "int8"  # type of the raised weights, or float
+    activations: str | None = None  # type of the raised layers' inputs; None keeps the scheme's
     layers: Annotated[float, Field(gt=0, le=1)] | None = 0.2  # greatest share of layers to raise
     bytes: Annotated[int, Field(gt=0)] | None = None  # greatest size of all weights
-    latency: Annotated[float, Field(gt=0)] | None = None  # greatest time as a multiple of the uniform version
+    # Greatest sum of MACs × weight bits × activation bits, as a multiple of the uniform version's.
+    bit_operations: Annotated[float, Field(ge=1)] | None = None
     samples: Annotated[int, Field(ge=1)] = 256  # that sensitivity is measured on
+
+
+class PtqSettings(Settings):
+    """How to get to integers without training; all of it serves QAT as the starting point too."""
+
+    tune: bool = True  # choose what is not set below, up to bias_correction, by the output's error
+    observer: ObserverSettings = ObserverSettings()
+    weight_range: Literal["mse", "max"] = "mse"  # scales of least error, or that reach the greatest weight
+    equalize: bool = False
+    bias_correction: bool = False
+    smooth: Annotated[float, Field(ge=0, le=1)] | None = None  # SmoothQuant's alpha
+    adaround: AdaRoundSettings | None = None
+    mixed: MixedSettings | None = None
+    rules: tuple[LayerRule, ...] = ()

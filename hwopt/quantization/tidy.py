@@ -202,6 +202,7 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
             layer.args = (*layer.args[:2], new, *layer.args[3:])
         node.replace_all_uses_with(layer)
         graph_module.graph.erase_node(node)
+        graph_module.meta.setdefault("normed", []).append(layer.name)
 
 
 def pool_means(graph_module: fx.GraphModule) -> None:
@@ -235,4 +236,19 @@ def prune_unused(graph_module: fx.GraphModule) -> None:
         if name not in used:
             path, _, leaf = name.rpartition(".")
             delattr(graph_module.get_submodule(path) if path else graph_module, leaf)
+    graph_module.recompile()
+
+
+def split_biases(graph_module: fx.GraphModule) -> None:
+    """Linear layers add their bias in an operator of its own."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        bias = argument(node, 2) if node.op == "call_function" else None
+        if node.target is not _aten.linear.default or bias is None:
+            continue
+        with graph.inserting_after(node):
+            added = graph.call_function(_aten.add.Tensor, (node, bias))
+        added.meta["val"] = node.meta.get("val")
+        node.replace_all_uses_with(added, delete_user_cb=lambda user, own=added: user is not own)
+        node.args = node.args[:2]
     graph_module.recompile()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -121,6 +121,19 @@ class Teacher:
         return functional.cross_entropy(student / t, soft) * t * t
 
 
+class Hook(Protocol):
+    """What a stage may do while the loop runs."""
+
+    def epoch(self, epoch: int) -> None:
+        """Before epoch ``epoch``, counted from 0."""
+
+    def penalty(self, share: float) -> Tensor | None:
+        """A term of the loss; ``share`` is how much of the training is done."""
+
+    def stepped(self) -> None:
+        """After a step of the optimizer."""
+
+
 def fit(
     module: nn.Module,
     data: Split,
@@ -130,6 +143,7 @@ def fit(
     progress: Progress,
     label: str,
     teacher: Teacher | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> History:
     """Train ``module`` in place; the best weights by validation loss where early stopping is on.
 
@@ -150,6 +164,8 @@ def fit(
     best_loss, best_epoch = float("inf"), 0
     best_state: dict[str, Tensor] | None = None
     for epoch in range(settings.epochs):
+        for hook in hooks:
+            hook.epoch(epoch)
         module.train()
         loss_sum = 0.0
         for index in batches(n, settings.batch_size, seed, epoch):
@@ -162,11 +178,16 @@ def fit(
             if teacher is not None:
                 weight = teacher.settings.weight
                 loss = (1 - weight) * loss + weight * teacher.loss(logits, index)
+            for hook in hooks:
+                term = hook.penalty(done / total)
+                loss = loss if term is None else loss + term
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
             optimizer.step()
+            for hook in hooks:
+                hook.stepped()
             value = float(loss.detach())
             if not np.isfinite(value):
                 raise StageFailedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final
 import onnx
 import onnxruntime
 
-from hwopt.core.backend import NodePrecision, Optimization, Recipe
+from hwopt.core.backend import NodePrecision, OperatorTime, Optimization, Recipe
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import HardwareProfile
 from hwopt.errors import StageFailedError
@@ -69,6 +70,7 @@ _LEVELS: Final = {
     Optimization.NONE: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 _ERRORS_ONLY: Final = 3
+_NUMPY: Final = {"float": "float32", "double": "float64"}  # ONNX Runtime speaks of C++ types
 
 
 def session_options(recipe: Recipe) -> Any:
@@ -103,6 +105,13 @@ class OnnxRuntime:
             for value in self._session.get_inputs()
         }
 
+    def dtypes(self) -> Mapping[str, str]:
+        """Input name to NumPy type name."""
+        names = {
+            value.name: value.type.removeprefix("tensor(").rstrip(")") for value in self._session.get_inputs()
+        }
+        return {name: _NUMPY.get(dtype, dtype) for name, dtype in names.items()}
+
     def executed(self) -> list[NodePrecision]:
         """Read from the graph that ONNX Runtime writes after its own optimization."""
         with tempfile.TemporaryDirectory() as folder:
@@ -113,6 +122,27 @@ class OnnxRuntime:
             graph = onnx.load(path).graph
         return [precision_of(node) for node in graph.node]
 
+    def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
+        """From ONNX Runtime's own profiler, in a session of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = session_options(self._recipe)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = _session(self._model, options)
+            for _ in range(runs + 1):  # the first fills caches
+                session.run(self._outputs, dict(inputs))
+            events: list[Any] = json.loads(Path(session.end_profiling()).read_text())
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for event in events:
+            details = event.get("args", {})
+            if event.get("cat") == "Node" and "op_name" in details and event["name"].endswith("_kernel_time"):
+                key = (event["name"].removesuffix("_kernel_time"), details["op_name"])
+                seconds.setdefault(key, []).append(event["dur"] / 1e6)
+        return [
+            OperatorTime(name=name, op=op, seconds=sum(times[1:]) / max(len(times) - 1, 1))
+            for (name, op), times in seconds.items()
+        ]
+
     def close(self) -> None:
         """Drop the session."""
         del self._session
@@ -122,7 +152,9 @@ def precision_of(node: onnx.NodeProto) -> NodePrecision:
     """Whether a node of an optimized graph computes in integer, and whether it carries weights."""
     integer = node.op_type in _INTEGER_WEIGHTED | _INTEGER_OTHER
     weighted = node.op_type in _INTEGER_WEIGHTED | _FLOAT_WEIGHTED
-    return NodePrecision(name=node.name, op=node.op_type, integer=integer, weighted=weighted)
+    return NodePrecision(
+        name=node.name, op=node.op_type, integer=integer, weighted=weighted, covers=tuple(node.input)
+    )
 
 
 def _session(model: Path, options: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorrt
 from cuda.bindings import runtime as cudart
 
-from hwopt.core.backend import NodePrecision, Recipe
+from hwopt.core.backend import NodePrecision, OperatorTime, Recipe
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import HardwareProfile
 from hwopt.errors import StageFailedError
@@ -121,11 +121,22 @@ class TensorRt:
             for name in self._names(tensorrt.TensorIOMode.INPUT)
         }
 
+    def dtypes(self) -> Mapping[str, str]:
+        """Input name to NumPy type name."""
+        return {
+            name: np.dtype(tensorrt.nptype(self._engine.get_tensor_dtype(name))).name
+            for name in self._names(tensorrt.TensorIOMode.INPUT)
+        }
+
     def executed(self) -> list[NodePrecision]:
         """Read from the engine inspector."""
         inspector = self._engine.create_engine_inspector()
         report = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
         return [precision_of(layer) for layer in report["Layers"]]
+
+    def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
+        """Nothing yet: layer times need an engine built with a profiler."""
+        return []
 
     def close(self) -> None:
         """Free device memory and the stream."""

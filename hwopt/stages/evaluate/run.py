@@ -14,6 +14,7 @@ from hwopt.core.hardware import DeviceKind
 from hwopt.core.measurement import Interval, Tier
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
+from hwopt.integer_check import asked_for_integer, float_operators
 from hwopt.numerics.intervals import paired_drop_interval, wilson_interval
 from hwopt.numerics.scales import sqnr_db
 from hwopt.plugins import load_reference, resolve
@@ -31,11 +32,20 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
     runtime: Runtime = load_reference(backend.load)(inputs["model"].path, recipe, ctx.hardware)
     try:
         x = ctx.data().x_test
-        (name,) = runtime.inputs()
-        logits = np.concatenate([runtime.run({name: x[i : i + _BATCH]})[0] for i in range(0, len(x), _BATCH)])
+        ((name, shape),) = runtime.inputs().items()
+        size = shape[0] or _BATCH
+        logits = np.concatenate([runtime.run({name: x[i : i + size]})[0] for i in range(0, len(x), size)])
         nodes = runtime.executed() if config.optimization is Optimization.ALL else []
     finally:
         runtime.close()
+    lost = float_operators(asked_for_integer(inputs["model"].path), nodes) if nodes else []
+    if lost and not config.allow_float:
+        raise StageFailedError(
+            f"{config.runtime} runs {len(lost)} operators in float that the model asks to run in integer: "
+            + "; ".join(f"{a.op} {a.name} ({a.suspicion})" for a in lost[:5])
+            + ("; …" if len(lost) > 5 else ""),
+            fix="keep them in float with quantize.rules, or accept it with quantize.allow_float: true",
+        )
     if not np.isfinite(logits).all():
         raise StageFailedError("the deployed model gives NaN or infinity on the test split")
     twin, labels = _predictions(inputs["twin"])
@@ -68,6 +78,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
                 "accuracy_interval": {"low": low, "high": high},
                 "accuracy_drop_interval": drop.to_json(),
                 "sqnr_db": _decibels(twin, logits),
+                "asked_but_float": [a.to_json() for a in lost],
                 "float_operators": [node.op + " " + node.name for node in weighted if not node.integer],
                 "executed_operators": _census([node.op for node in nodes]),
                 "arithmetic": "the device's integer grid, emulated in float by the file as written"

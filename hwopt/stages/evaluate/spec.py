@@ -16,11 +16,12 @@ class EvaluateConfig(Settings):
     runtime: str = "onnxruntime"
     optimization: Optimization = Optimization.ALL
     threads: int = 1
+    allow_float: bool = False  # whether operators that the file asks to run in integer may run in float
 
 
 SPEC: Final = StageSpec(
     name="evaluate",
-    version=1,
+    version=2,
     summary="accuracy, agreement with the torch network, executed precision",
     config=EvaluateConfig,
     run="hwopt.stages.evaluate.run:run",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import torch
 from torch import nn
@@ -17,8 +20,9 @@ from hwopt.core.artifact import Artifact
 from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.choices import NoOptions
 from hwopt.core.stage import StageContext, StageResult
-from hwopt.errors import StageFailedError
+from hwopt.errors import ConfigError, StageFailedError
 from hwopt.layer_table import layer_table
+from hwopt.model_check import check_model
 from hwopt.quantization.fake_quant import FakeQuant
 from hwopt.quantization.graph import to_graph
 from hwopt.quantization.insert import deployed
@@ -32,40 +36,105 @@ FLOAT_TOLERANCE = 1e-4  # of the greatest logit
 
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) -> StageResult:
-    """ONNX file, the torch network's logits on the test split, parity of the two, parameters and MACs."""
-    network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
-    recipe, module = network.recipe, network.module
-    module.train(False)
-    quantized = network.table is not None
-    # Both kinds with batch norm folded: the parameters that are shipped.
-    folded = module if isinstance(module, GraphModule) else to_graph(module, recipe.sample_shape)
-    parameters = sum(p.numel() for p in folded.parameters() if id(p) not in _scales(folded))
-    graph = deployed(folded) if quantized else folded
-    metadata = {"hwopt.recipe": canonical_json(recipe.to_json())}
-    model = ctx.workdir / "model.onnx"
-    export_onnx(graph, recipe.sample_shape, model, metadata)
+    """ONNX file, the network's logits on the test split, parity of the two, parameters and MACs."""
+    source = inputs["checkpoint"].path
     dataset = ctx.data()
-    twin = logits_of(module, torch.from_numpy(dataset.x_test)).numpy()
-    parity = check_parity(model, twin, dataset.x_test, quantized=quantized)
+    model = ctx.workdir / "model.onnx"
+    if checkpoints.is_onnx(source):
+        shutil.copyfile(source, model)
+        check_model(model)
+        # There is no torch network: the reference is the file as written, without a runtime's optimization.
+        twin = as_written(model, dataset.x_test)
+        parity, parameters = None, stored_parameters(model)
+    else:
+        parity, parameters, twin = _exported(ctx, source, model, dataset.x_test)
     predictions = ctx.workdir / "twin.npz"
     np.savez_compressed(predictions, logits=twin.astype(np.float32), labels=dataset.y_test)
-    layers = layer_table(model)
     size = model.stat().st_size
-    ctx.progress(f"export: {size:,} bytes, agreement of the file as written {parity['agreement']:.2%}")
+    text = "" if parity is None else f", agreement of the file as written {parity['agreement']:.2%}"
+    ctx.progress(f"export: {size:,} bytes{text}")
     return StageResult(
         files={"model": model, "twin": predictions},
         facts={
             "file_bytes": size,
             "parameters": parameters,
-            "macs": sum(layer.macs for layer in layers),
-            "parity": dict[str, JSON](parity),
+            "macs": _macs(model),
+            "parity": None if parity is None else dict[str, JSON](parity),
         },
     )
 
 
-def _scales(module: nn.Module) -> set[int]:
+def _exported(
+    ctx: StageContext, source: Path, model: Path, x_test: npt.NDArray[np.float32]
+) -> tuple[dict[str, float], int, npt.NDArray[np.float32]]:
+    network = checkpoints.load(source, ctx.import_root, ctx.model)
+    recipe, module = network.recipe, network.module
+    module.train(False)
+    quantized = network.table is not None
+    # Both kinds with batch norm folded: the parameters that are shipped.
+    folded = module if isinstance(module, GraphModule) else to_graph(module, recipe.sample_shape)
+    parameters = sum(p.numel() for p in folded.parameters() if id(p) not in _grids(folded))
+    graph = deployed(folded) if quantized else folded
+    export_onnx(graph, recipe.sample_shape, model, {"hwopt.recipe": canonical_json(recipe.to_json())})
+    twin = logits_of(module, torch.from_numpy(x_test)).numpy()
+    return check_parity(model, twin, x_test, quantized=quantized), parameters, twin
+
+
+def _macs(model: Path) -> int | None:
+    """None where a shape stays unknown, as in models of others with free axes."""
+    try:
+        return sum(layer.macs for layer in layer_table(model))
+    except StageFailedError:
+        return None
+
+
+def stored_parameters(model: Path) -> int:
+    """Numbers that the file stores, but for scales and zero points."""
+    graph = onnx.load(model).graph
+    pairs = [node for node in graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    grids = {name for node in pairs for name in node.input[1:]}
+    return sum(math.prod(i.dims) for i in graph.initializer if i.name not in grids and len(i.dims))
+
+
+def as_written(model: Path, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """First output on all samples, without a runtime's optimization.
+
+    Raises:
+        ConfigError: the model has several inputs, or the data does not fit it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ConfigError(
+            f"the model has {len(inputs)} inputs: {', '.join(i.name for i in inputs)}",
+            fix="a pipeline's data feeds one; use `hwopt quantize` and `hwopt verify` with --inputs FILE.npz",
+        )
+    fixed = inputs[0].shape[0] if inputs[0].shape else None
+    size = fixed if isinstance(fixed, int) else 256
+    if len(x) % size and isinstance(fixed, int):
+        raise ConfigError(
+            f"the model takes batches of {size}, and the test split has {len(x)} samples",
+            fix="export the model with a free batch axis",
+        )
+    try:
+        chunks = [session.run(None, {inputs[0].name: x[i : i + size]})[0] for i in range(0, len(x), size)]
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise ConfigError(
+            f"the data does not fit the model: {str(error).splitlines()[0]}",
+            fix=f"its input {inputs[0].name} has the shape {inputs[0].shape}",
+        ) from error
+    logits: npt.NDArray[np.float32] = np.concatenate(chunks)
+    if not np.isfinite(logits).all():
+        raise StageFailedError("the model gives NaN or infinity on the test split")
+    return logits
+
+
+def _grids(module: nn.Module) -> set[int]:
     """Identities of the learned quantization scales, which are no weights of the network."""
-    return {id(grid.log2_scale) for grid in module.modules() if isinstance(grid, FakeQuant)}
+    return {id(p) for grid in module.modules() if isinstance(grid, FakeQuant) for p in grid.parameters()}
 
 
 def check_parity(
@@ -77,14 +146,7 @@ def check_parity(
         StageFailedError: a float model differs by more than rounding, or a quantized one disagrees on more
             than 0.5 % of the samples.
     """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    chunks = np.array_split(x, max(1, len(x) // 256))
-    logits = np.concatenate([session.run(None, {"input": chunk})[0] for chunk in chunks])
-    if not np.isfinite(logits).all():
-        raise StageFailedError("the exported model gives NaN or infinity on the test split")
+    logits = as_written(model, x)
     difference = float(np.abs(logits - twin).max())
     largest = float(np.abs(twin).max())
     agreement = float(np.mean(logits.argmax(1) == twin.argmax(1)))

@@ -10,11 +10,11 @@ from hwopt.core.stage import StageSpec
 
 SPEC: Final = StageSpec(
     name="export",
-    version=1,
+    version=2,
     summary="write ONNX and prove that it computes what the network computes",
     config=NoOptions,
     run="hwopt.stages.export.run:run",
-    consumes={"checkpoint": frozenset({Kind.CHECKPOINT, Kind.QUANTIZED_CHECKPOINT})},
+    consumes={"checkpoint": frozenset({Kind.CHECKPOINT, Kind.QUANTIZED_CHECKPOINT, Kind.ONNX})},
     produces={"model": Kind.ONNX, "twin": Kind.PREDICTIONS},
     libraries=("torch", "onnx", "onnxscript", "onnxruntime"),
 )

@@ -1,4 +1,4 @@
-"""Quantize a network: insert, calibrate, and for QAT train on. One path for both."""
+"""Quantize a network: the methods of ``hwopt.quantization``, and for QAT the training loop from there."""
 
 from __future__ import annotations
 
@@ -6,47 +6,94 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hwopt import checkpoints
-from hwopt.core.artifact import Artifact
+from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.canonical import JSON, pretty_json
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
-from hwopt.quantization.insert import calibrate
+from hwopt.quantization.insert import fake_quantizers
+from hwopt.quantization.live_norms import LiveNorms
+from hwopt.quantization.oscillation import Freezing, handle
+from hwopt.quantization.ptq import Quantized, quantize_module
+from hwopt.stages.quantize.onnx_source import quantize_source
 from hwopt.stages.quantize.spec import QuantizeConfig, effective_scheme
-from hwopt.training.loop import Teacher, fit, logits_of, split
-
-_CALIBRATION_BATCH = 64
+from hwopt.training.loop import Hook, Split, Teacher, fit, logits_of, split
 
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: QuantizeConfig) -> StageResult:
     """Float checkpoint to fake-quantized checkpoint, with the table of decisions."""
     if ctx.hardware is None:
         raise StageFailedError("quantize needs a device")
+    source = inputs["checkpoint"]
+    if source.kind is Kind.ONNX:
+        return quantize_source(ctx, source.path, config, ctx.hardware)
     network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
     scheme = effective_scheme(config, ctx.hardware)
-    twin, table = checkpoints.quantized_twin(network.module, network.recipe.sample_shape, scheme)
     data = split(ctx.data(), config.validation_share, ctx.seed)
     chosen = np.random.default_rng([ctx.seed, 2]).permutation(len(data.x))[: config.calibration_samples]
-    calibrate(twin, torch.split(data.x[torch.from_numpy(chosen)], _CALIBRATION_BATCH))
-    ctx.progress(f"quantize: calibrated {len(table.decisions)} tensors on {len(chosen)} samples")
-    facts: dict[str, JSON] = {}
+    samples = data.x[torch.from_numpy(chosen)]
+    made = quantize_module(
+        network.module,
+        network.recipe.sample_shape,
+        scheme,
+        samples,
+        config.ptq_settings(),
+        seed=ctx.seed,
+        progress=ctx.progress,
+    )
+    ctx.progress(f"quantize: {len(made.table.decisions)} decisions, {len(chosen)} samples")
     if config.method == "qat":
         teacher = None
         if config.distill is not None:
             teacher = Teacher(logits=logits_of(network.module, data.x), settings=config.distill)
-        history = fit(
-            twin,
-            data,
-            config.fit_settings(),
-            seed=ctx.seed,
-            progress=ctx.progress,
-            label="qat",
-            teacher=teacher,
-        )
-        facts["qat_history"] = list(history.epochs)
+        made.facts |= _train(ctx, config, made, data, samples, teacher)
     path, decisions = ctx.workdir / "model.safetensors", ctx.workdir / "decisions.json"
-    recipe = checkpoints.quantized_recipe(network.recipe, network.module, scheme, ctx.hardware.name)
-    checkpoints.save(path, twin, recipe)
-    decisions.write_text(pretty_json([decision.to_json() for decision in table.decisions]))
-    return StageResult(files={"checkpoint": path, "decisions": decisions}, facts=facts)
+    recipe = checkpoints.quantized_recipe(
+        network.recipe, network.module, scheme, ctx.hardware.name, made.settings.rules
+    )
+    checkpoints.save(path, made.graph, recipe)
+    decisions.write_text(pretty_json([decision.to_json() for decision in made.table.decisions]))
+    return StageResult(files={"checkpoint": path, "decisions": decisions}, facts=made.facts)
+
+
+def _train(
+    ctx: StageContext,
+    config: QuantizeConfig,
+    made: Quantized,
+    data: Split,
+    samples: Tensor,
+    teacher: Teacher | None,
+) -> dict[str, JSON]:
+    facts: dict[str, JSON] = {}
+    hooks: list[Hook] = []
+    norms = None
+    if config.batch_norm_epochs:
+        normed = made.reference.meta.get("normed", [])
+        norms = LiveNorms(made.graph, normed, samples, config.batch_norm_epochs)
+        facts["live_norms"] = norms.count
+        hooks.append(norms)
+    if config.learn_zero_points:
+        for _, grid in fake_quantizers(made.graph):
+            grid.learn_zero_point()
+    oscillations = None
+    if config.oscillations is not None:
+        oscillations = handle(made.graph, config.oscillations)
+        hooks.append(oscillations)
+    history = fit(
+        made.graph,
+        data,
+        config.fit_settings(),
+        seed=ctx.seed,
+        progress=ctx.progress,
+        label="qat",
+        teacher=teacher,
+        hooks=hooks,
+    )
+    if norms is not None:
+        norms.fold()  # where they outlived the training
+    if isinstance(oscillations, Freezing):
+        facts["frozen_weights"] = oscillations.frozen_share
+    facts["qat_history"] = list(history.epochs)
+    return facts

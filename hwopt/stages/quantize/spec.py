@@ -9,18 +9,56 @@ from pydantic_core import PydanticCustomError
 
 from hwopt.core.artifact import Kind
 from hwopt.core.canonical import JSON
-from hwopt.core.hardware import HardwareProfile, QDType, QuantizationScheme, TensorScheme
-from hwopt.core.settings import Settings
+from hwopt.core.hardware import (
+    DeviceKind,
+    HardwareProfile,
+    Mode,
+    QDType,
+    QuantizationScheme,
+    TensorScheme,
+)
 from hwopt.core.stage import StageSpec
+from hwopt.quantization.settings import OscillationSettings, PtqSettings
 from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings, ScheduleSettings
 
+_TRAINING: Final = frozenset(
+    {
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "schedule",
+        "validation_share",
+        "distill",
+        "learn_zero_points",
+        "batch_norm_epochs",
+        "oscillations",
+    }
+)
+_CALIBRATION: Final = frozenset(
+    {"observer", "equalize", "bias_correction", "adaround", "mixed", "calibration_samples", "tune"}
+)
+_SERVES_OTHERS: Final = {
+    "ptq": _TRAINING | {"block"},
+    "qat": frozenset({"block", "adaround"}),
+    "dynamic": _TRAINING | _CALIBRATION | {"block", "activations", "smooth"},
+    "weight_only": _TRAINING | _CALIBRATION | {"activations", "smooth"},
+}
+_WHY: Final = {
+    "ptq": "does not train, and has a scale a channel",
+    "qat": "learns its rounding, and has a scale a channel",
+    "dynamic": "neither trains nor calibrates",
+    "weight_only": "neither trains nor calibrates",
+}
 
-class QuantizeConfig(Settings):
+
+class QuantizeConfig(PtqSettings):
     """How to get to integers; types left out are those of the device."""
 
-    method: Literal["ptq", "qat"] = "ptq"
+    method: Literal["ptq", "qat", "dynamic", "weight_only"] = "ptq"
     weights: str | None = None  # for example int4
     activations: str | None = None
+    block: Annotated[int, Field(ge=16)] | None = None  # weight_only: input channels that share a scale
+    allow_float: bool = False  # accept operators that the runtime runs in float all the same
     calibration_samples: Annotated[int, Field(ge=1)] = 512
     # The following serve QAT only.
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 2
@@ -29,6 +67,9 @@ class QuantizeConfig(Settings):
     schedule: ScheduleSettings = ScheduleSettings(name="cosine")
     validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     distill: Distillation | None = Distillation()  # from the float model; null learns from labels alone
+    learn_zero_points: bool = False  # LSQ+; otherwise LSQ, which learns scales only
+    batch_norm_epochs: Annotated[int, Field(ge=0)] = 0  # that batch statistics live on before they freeze
+    oscillations: OscillationSettings | None = None
 
     @field_validator("weights", "activations")
     @classmethod
@@ -44,15 +85,24 @@ class QuantizeConfig(Settings):
 
     @model_validator(mode="after")
     def _training_options_need_training(self) -> Self:
-        training = {"epochs", "batch_size", "optimizer", "schedule", "validation_share", "distill"}
-        given = sorted(training & self.model_fields_set)
-        if self.method == "ptq" and given:
+        ignored = sorted(_SERVES_OTHERS[self.method] & self.model_fields_set)
+        if ignored:
             raise PydanticCustomError(
                 "no_training",
-                "method ptq does not train, so {names} would be ignored",
-                {"names": ", ".join(given), "fix": "remove them, or use method: qat"},
+                "method {method} {why}, so {names} would be ignored",
+                {
+                    "method": self.method,
+                    "why": _WHY[self.method],
+                    "names": ", ".join(ignored),
+                    "fix": "remove them, or use another method",
+                },
             )
         return self
+
+    def ptq_settings(self) -> PtqSettings:
+        """The part that serves calibration; what the user did not set stays open to tuning."""
+        given = PtqSettings.model_fields.keys() & self.model_fields_set
+        return PtqSettings.model_construct(given, **{n: getattr(self, n) for n in PtqSettings.model_fields})
 
     def fit_settings(self) -> FitSettings:
         """The settings of the training loop."""
@@ -66,26 +116,47 @@ class QuantizeConfig(Settings):
 
 
 def effective_scheme(config: QuantizeConfig, hardware: HardwareProfile) -> QuantizationScheme:
-    """The device's scheme with the types that the profile asks for."""
+    """The device's scheme with the types and the mode that the profile asks for."""
     scheme = hardware.quantization
     weights, activations = scheme.weights, scheme.activations
+    if config.method == "weight_only":
+        weights = TensorScheme(
+            dtype=config.weights or "int8", symmetric=True, granularity="channel", block=config.block
+        )
+        return scheme.model_copy(update={"weights": weights, "mode": Mode.WEIGHT_ONLY})
     if config.weights is not None:
         weights = weights.with_dtype(config.weights)
     if config.activations is not None:
         activations = activations.with_dtype(config.activations)
-    return scheme.model_copy(update={"weights": weights, "activations": activations})
+    mode = Mode.DYNAMIC if config.method == "dynamic" else Mode.STATIC
+    return scheme.model_copy(update={"weights": weights, "activations": activations, "mode": mode})
 
 
 def check(config: QuantizeConfig, hardware: HardwareProfile | None) -> list[tuple[str, str]]:
     """Types that the device cannot execute."""
     if hardware is None:
         return [("quantize needs a device", "name a target")]
-    problems = []
+    problems: list[tuple[str, str]] = []
     scheme = hardware.quantization
-    families: tuple[tuple[str, str | None, TensorScheme], ...] = (
+    if config.method in {"dynamic", "weight_only"} and hardware.kind is not DeviceKind.CPU:
+        problems.append(
+            (f"method {config.method} is for CPUs, and {hardware.name} is none", "use method: ptq or qat")
+        )
+    if config.method == "weight_only":
+        if config.weights not in {None, "int4", "int8"}:
+            problems.append((f"weight_only weights are {config.weights}", "choose int4 or int8"))
+        return problems
+    mixed = config.mixed
+    raised = None if mixed is None or mixed.raise_to == "float" else mixed.raise_to
+    families: list[tuple[str, str | None, TensorScheme]] = [
         ("weights", config.weights, scheme.weights),
         ("activations", config.activations, scheme.activations),
-    )
+        ("raised weights", raised, scheme.weights),
+        ("raised activations", mixed.activations if mixed else None, scheme.activations),
+    ]
+    for rule in config.rules:
+        families.append((f"weights of {rule.layers}", rule.weights, scheme.weights))
+        families.append((f"activations of {rule.layers}", rule.activations, scheme.activations))
     for name, asked, family in families:
         legal = (family.dtype, *family.also)
         if asked is not None and asked not in legal:
@@ -98,6 +169,16 @@ def check(config: QuantizeConfig, hardware: HardwareProfile | None) -> list[tupl
     return problems
 
 
+def check_input(config: QuantizeConfig, kind: Kind) -> list[tuple[str, str]]:
+    """Methods that need a torch module."""
+    needs = [
+        name for name, asked in (("qat", config.method == "qat"), ("adaround", config.adaround)) if asked
+    ]
+    if kind is Kind.ONNX and needs:
+        return [(f"{needs[0]} needs the torch module, and the model is an ONNX file", "use method: ptq")]
+    return []
+
+
 def facet(hardware: HardwareProfile) -> dict[str, JSON]:
     """Everything that decides about grids and placement."""
     return hardware.quantization.facet()
@@ -105,13 +186,14 @@ def facet(hardware: HardwareProfile) -> dict[str, JSON]:
 
 SPEC: Final = StageSpec(
     name="quantize",
-    version=1,
-    summary="quantize under the device's scheme: ptq calibrates, qat trains on from there",
+    version=2,
+    summary="quantize under the device's scheme: ptq, qat, dynamic, weight_only",
     config=QuantizeConfig,
     run="hwopt.stages.quantize.run:run",
-    consumes={"checkpoint": frozenset({Kind.CHECKPOINT})},
+    consumes={"checkpoint": frozenset({Kind.CHECKPOINT, Kind.ONNX})},
     produces={"checkpoint": Kind.QUANTIZED_CHECKPOINT, "decisions": Kind.TABLE},
     check=check,
+    check_input=check_input,
     facet=facet,
     libraries=("torch",),
 )

@@ -1,0 +1,1 @@
+"""Take a float ONNX model that has no torch source."""
