@@ -133,7 +133,7 @@ class OnnxNet:
         for node in graph.node:  # small ones that the optimizer leaves as nodes
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
-        self._made_of: set[str] = set(self._constants)
+        _flatten_biases(graph, self._constants)
         self._types = {
             v.name: v.type.tensor_type
             for v in (*graph.input, *graph.output, *graph.value_info)
@@ -280,6 +280,18 @@ class OnnxNet:
                 return None, {}
             fields |= {"axis": 1, "in_axis": 0}
         return kind, fields
+
+
+def _flatten_biases(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -> None:
+    """Biases of Gemm with a leading axis of one lose it; the sum is the same."""
+    for node in graph.node:
+        bias = constants.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
+        if bias is not None and len(bias.dims) == 2 and bias.dims[0] == 1:
+            name = f"{bias.name}_flat"
+            if name not in constants:
+                graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(bias)[0], name))
+                constants[name] = graph.initializer[-1]
+            node.input[2] = name
 
 
 def _holds_weights(node: onnx.NodeProto) -> bool:

@@ -221,8 +221,12 @@ class _Writer:
             for node in self.model.graph.node:
                 node.output[:] = [source if o == name else o for o in node.output]
                 node.input[:] = [source if i == name else i for i in node.input]
+                _rewire_inside(node, name, source)
         for node in readers:
             _rewire(node, source, target)
+        if only is None:  # a branch that reads the float would keep the runtime from merging the operators
+            for node in self.model.graph.node:
+                _rewire_inside(node, source, target)
         made: list[onnx.NodeProto] = []
         if decision.dynamic:
             outputs = [f"{name}_codes", f"{name}_scale", f"{name}_zero"]
@@ -281,3 +285,17 @@ def _rewire(node: onnx.NodeProto, old: str, new: str, slot: int | None = None) -
     node.input[:] = [
         new if name == old and (slot is None or i == slot) else name for i, name in enumerate(node.input)
     ]
+
+
+def _rewire_inside(node: onnx.NodeProto, old: str, new: str) -> None:
+    """What branches and loops read of the graph around them."""
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            if any(old in inner.output for inner in graph.node):
+                continue  # a name of its own
+            for inner in graph.node:
+                _rewire(inner, old, new)
+                _rewire_inside(inner, old, new)
+            for output in graph.output:
+                if output.name == old:
+                    output.name = new
