@@ -134,7 +134,8 @@ def quantize_onnx(
         raise ConfigError(problems[0][0], fix=problems[0][1])
     check_model(source)
     read = read_onnx(source, fix)
-    batches = _calibration(read, calibration, config) if config.method == "ptq" else []
+    needed = config.method == "ptq" or config.mixed is not None or config.smooth is not None
+    batches = _calibration(read, calibration, config) if needed else []
     made = quantize_model(
         read,
         effective_scheme(config, device_profile),
@@ -163,8 +164,8 @@ def _calibration(
 ) -> list[dict[str, Array]]:
     if given is None:
         raise ConfigError(
-            "static quantization needs samples to calibrate on",
-            fix="give --calibration FILE.npz, or use method dynamic or weight_only",
+            "static quantization, SmoothQuant and mixed precision need samples",
+            fix="give --calibration FILE.npz, or use method dynamic or weight_only without them",
         )
     shapes, dtypes = signature(model)
     if isinstance(given, Mapping):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from hwopt.quantization.net import Array, Observer, Op
-from hwopt.quantization.nodes import CONVOLUTIONS, TRANSPOSED, argument, constant, set_constant
+from hwopt.quantization.nodes import CONVOLUTIONS, TRANSPOSED, add_constant, argument, constant, set_constant
 
 _aten = torch.ops.aten
 
@@ -69,6 +69,20 @@ class FxNet:
     def set_constant(self, name: str, value: Array) -> None:
         """Replace the tensor behind a ``get_attr`` node."""
         set_constant(self.graph_module, self.nodes[name], torch.as_tensor(value, dtype=torch.float32))
+
+    def scale(self, tensor: str, factor: Array, users: Sequence[str]) -> None:
+        """An operator of its own in front of the readers."""
+        node = self.nodes[tensor]
+        value = torch.as_tensor(factor, dtype=torch.float32)
+        name = f"{tensor}_smoothing"
+        graph = self.graph_module.graph
+        constant_node = add_constant(self.graph_module, name, value, next(iter(graph.nodes)))
+        with graph.inserting_after(node):
+            scaled = graph.call_function(_aten.mul.Tensor, (node, constant_node))
+        scaled.meta["val"] = node.meta.get("val")
+        for user in users:
+            self.nodes[user].replace_input_with(node, scaled)
+        self.graph_module.recompile()
 
     def observe(self, batches: Iterable[Any], names: Sequence[str], see: Observer) -> int:
         """Run node by node and show the named tensors."""

@@ -57,6 +57,9 @@ class Net(Protocol):
     def set_constant(self, name: str, value: Array) -> None:
         """Replace a constant by one of the same shape."""
 
+    def scale(self, tensor: str, factor: Array, users: Sequence[str]) -> None:
+        """Multiply ``tensor`` by a factor a channel (last axis) for some of its readers, by their names."""
+
     def observe(self, batches: Iterable[Any], names: Sequence[str], see: Observer) -> int:
         """Run the float network and show the named tensors; the number of samples."""
 

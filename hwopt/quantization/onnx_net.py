@@ -158,6 +158,19 @@ class OnnxNet:
         dtype_np = onnx.helper.tensor_dtype_to_np_dtype(dtype)
         self._constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, dtype_np), name))
 
+    def scale(self, tensor: str, factor: Array, users: Sequence[str]) -> None:
+        """An operator of its own in front of the readers."""
+        graph = self.model.graph
+        name = f"{tensor}_smoothing"
+        graph.initializer.append(numpy_helper.from_array(np.asarray(factor, np.float32), name))
+        made = onnx.helper.make_node("Mul", [tensor, name], [f"{tensor}_smooth"], f"{tensor}_smooth")
+        place = next(i for i, node in enumerate(graph.node) if tensor in node.output)
+        graph.node.insert(place + 1, made)
+        for node in graph.node:
+            if node.name in users:
+                node.input[:] = [f"{tensor}_smooth" if given == tensor else given for given in node.input]
+        self.__init__(self.model)  # type: ignore[misc]
+
     def observe(self, batches: Iterable[Batch], names: Sequence[str], see: Observer) -> int:
         """Run in ONNX Runtime with the named tensors as further outputs."""
         copy = onnx.ModelProto()

@@ -62,7 +62,11 @@ def quantize_onnx(
     settings = settings or PtqSettings()
     facts: dict[str, JSON] = {}
     if scheme.mode is not Mode.STATIC:
-        return _once(model, scheme, batches, settings)
+        if settings.mixed is not None:
+            settings = _with_mixed(model, scheme, batches, settings, settings.mixed, facts, progress)
+        result = _once(model, scheme, batches, settings)
+        result.facts = facts | result.facts
+        return result
     if settings.adaround is not None:
         raise ConfigError(
             "learned rounding needs gradients, and an ONNX model has none",
@@ -71,11 +75,7 @@ def quantize_onnx(
     held = _first(batches, _SCORED)
     exact = _run(model, held) if held else []
     if settings.mixed is not None:
-        rules, noise = _mix(model, scheme, batches, settings, settings.mixed)
-        settings = settings.model_copy(update={"rules": (*settings.rules, *rules)})
-        facts["sensitivity"] = [layer.to_json() for layer in noise]
-        facts["raised_layers"] = [rule.layers.replace("\\", "") for rule in rules]
-        progress(f"mixed: {len(rules)} of {len(noise)} layers raised")
+        settings = _with_mixed(model, scheme, batches, settings, settings.mixed, facts, progress)
 
     def decibels(trial: PtqSettings) -> float:
         return output_decibels(exact, _run(_once(model, scheme, batches, trial).model, held))
@@ -87,6 +87,25 @@ def quantize_onnx(
     result = _once(model, scheme, batches, settings)
     result.facts = facts | result.facts
     return result
+
+
+def _with_mixed(
+    model: onnx.ModelProto,
+    scheme: QuantizationScheme,
+    batches: Sequence[Batch],
+    settings: PtqSettings,
+    mixed: MixedSettings,
+    facts: dict[str, JSON],
+    progress: Progress,
+) -> PtqSettings:
+    """The settings with a rule for each layer that is raised."""
+    if not batches:
+        raise ConfigError("mixed precision needs samples to measure layers on", fix="give --calibration")
+    rules, noise = _mix(model, scheme, batches, settings, mixed)
+    facts["sensitivity"] = [layer.to_json() for layer in noise]
+    facts["raised_layers"] = [rule.layers.replace("\\", "") for rule in rules]
+    progress(f"mixed: {len(rules)} of {len(noise)} layers raised to {mixed.raise_to}")
+    return settings.model_copy(update={"rules": (*settings.rules, *rules)})
 
 
 def output_decibels(exact: Sequence[Array], given: Sequence[Array]) -> float:

@@ -40,13 +40,13 @@ _CALIBRATION: Final = frozenset(
 _SERVES_OTHERS: Final = {
     "ptq": _TRAINING | {"block"},
     "qat": frozenset({"block", "adaround"}),
-    "dynamic": _TRAINING | _CALIBRATION | {"block", "activations", "smooth"},
+    "dynamic": _TRAINING | (_CALIBRATION - {"mixed", "calibration_samples"}) | {"block", "activations"},
     "weight_only": _TRAINING | _CALIBRATION | {"activations", "smooth"},
 }
 _WHY: Final = {
     "ptq": "does not train, and has a scale a channel",
     "qat": "learns its rounding, and has a scale a channel",
-    "dynamic": "neither trains nor calibrates",
+    "dynamic": "neither trains nor has scales to calibrate",
     "weight_only": "neither trains nor calibrates",
 }
 
