@@ -149,6 +149,7 @@ class QuantizationScheme(Settings):
     bias: Literal["int32", "float", "apart"] = "int32"
     scale: Literal["float", "power_of_two"] = "float"
     placement: Literal["outputs", "inputs"] = "outputs"
+    depthwise: Literal["integer", "float"] = "integer"  # float where integer kernels for them are lacking
     mode: Mode = Mode.STATIC
     operators: tuple[str, ...]  # ONNX operator types that run in integer on this device
     why: str  # one sentence: the property of the silicon behind the choice

@@ -98,6 +98,8 @@ def assign(net: Net, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
     if scheme.mode is not Mode.STATIC:
         operators = {"Gemm", "MatMul", "LSTM" if scheme.mode is Mode.DYNAMIC else "Gather"}
     chosen = [op for op in net.ops if op.kind in operators and op.name not in kept]
+    if scheme.depthwise == "float":
+        chosen = [op for op in chosen if not _is_depthwise(net, op)]
     if scheme.mode is Mode.STATIC:
         chosen = _worth_it(net, chosen)
     else:
@@ -112,6 +114,11 @@ def assign(net: Net, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
         _activations_at_outputs(net, chosen, scheme, override, result)
     _left_in_float(net, chosen, scheme, override, result)
     return result
+
+
+def _is_depthwise(net: Net, op: Op) -> bool:
+    values = net.constant(op.weight) if op.groups > 1 and op.weight else None
+    return values is not None and values.shape[1] == 1
 
 
 _PASSED = TRANSPARENT | {"Relu", "Clip"}
@@ -433,6 +440,8 @@ def _left_in_float(
             if op.weight is None and op.kind not in _RECURRENT:
                 continue  # nothing to store in fewer bits
             why = f"{scheme.mode.value} quantization serves matrix products; {op.kind} has no fast kernel"
+        elif op.kind in WEIGHTED and op.kind in scheme.operators:
+            why = "the runtimes of this scheme have no fast integer kernel for depthwise convolutions"
         elif op.kind in scheme.operators:
             why = "its neighbours are in float, so integers would cost range and gain nothing"
         else:

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, fx
 
 from hwopt.quantization.net import Array, Observer, Op
-from hwopt.quantization.nodes import CONVOLUTIONS, TRANSPOSED, add_constant, argument, constant, set_constant
+from hwopt.quantization.nodes import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    add_constant,
+    argument,
+    behind_padding,
+    constant,
+    is_zero_padding,
+    set_constant,
+)
 
 _aten = torch.ops.aten
 
@@ -58,7 +67,11 @@ class FxNet:
         self.graph_module = graph_module
         self.nodes = {node.name: node for node in graph_module.graph.nodes}
         self.ops: list[Op] = [self._op(n) for n in self.nodes.values() if n.op == "call_function"]
-        self.ops = [op for op in self.ops if not _is_constant(self.nodes[op.name])]
+        self.ops = [
+            op
+            for op in self.ops
+            if not _is_constant(self.nodes[op.name]) and not is_zero_padding(self.nodes[op.name])
+        ]
         self.outputs = frozenset(n.name for n in graph_module.graph.output_node().all_input_nodes)
 
     def constant(self, name: str) -> Array | None:
@@ -170,7 +183,8 @@ def _activations(node: fx.Node, kind: str | None) -> list[fx.Node]:
     if kind == "Gather":
         return []  # indices are integers already
     found: Iterable[Any] = node.args[:width] if kind else node.all_input_nodes
-    return [a for a in found if isinstance(a, fx.Node) and not _is_constant(a)]
+    given = [behind_padding(a) for a in found]
+    return [a for a in given if isinstance(a, fx.Node) and not _is_constant(a)]
 
 
 def _is_constant(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from hwopt.quantization.fake_quant import BiasQuant, Constant, DynamicQuant, Fak
 from hwopt.quantization.fit import activation_grid, new_observer, weight_scale
 from hwopt.quantization.fx_net import FxNet
 from hwopt.quantization.graph import quiet_exporters
-from hwopt.quantization.nodes import argument, constant
+from hwopt.quantization.nodes import argument, behind_padding, constant, is_zero_padding
 from hwopt.quantization.settings import PtqSettings
 from hwopt.quantization.tidy import split_biases
 
@@ -47,7 +47,13 @@ def insert(
         else:
             grids[decision.tensor] = grids[decision.shares]
         readers = table.readers.get(decision.tensor)
-        users = [user for user in node.users if readers is None or user.name in readers]
+        users = [
+            user
+            for user in node.users
+            if readers is None
+            or user.name in readers
+            or (is_zero_padding(user) and any(reader.name in readers for reader in user.users))
+        ]
         with graph.inserting_after(node):
             quantized = graph.call_module(grids[decision.tensor], (node,))
         for user in users:
@@ -86,6 +92,7 @@ def insert(
 
 
 def _grid_in_front(graph_module: fx.GraphModule, node: Any) -> FakeQuant:
+    node = behind_padding(node)
     module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
     if not isinstance(module, FakeQuant):
         raise StageFailedError(f"{node.name} feeds an integer operator but has no grid")

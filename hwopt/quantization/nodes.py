@@ -16,12 +16,28 @@ CONVOLUTIONS: Final = {
     _aten.conv_transpose1d.default,
     _aten.conv_transpose2d.input,
 }
+_PADDING: Final = {_aten.pad.default, _aten.constant_pad_nd.default}
 TRANSPOSED: Final = {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input}
 
 
 def argument(node: fx.Node, index: int) -> Any:
     """An argument of a node, None past the end; what it is depends on the operator."""
     return node.args[index] if len(node.args) > index else None
+
+
+def is_zero_padding(node: object) -> bool:
+    """Whether a node pads with zeros for convolutions alone: on any grid zero is exact, so it is part of them."""
+    if not isinstance(node, fx.Node) or node.op != "call_function" or node.target not in _PADDING:
+        return False
+    plain = node.target is _aten.constant_pad_nd.default or argument(node, 2) in {None, "constant"}
+    value = argument(node, 2 if node.target is _aten.constant_pad_nd.default else 3)
+    readers = [user.op == "call_function" and user.target in CONVOLUTIONS for user in node.users]
+    return plain and value in {None, 0, 0.0} and bool(readers) and all(readers)
+
+
+def behind_padding(node: Any) -> Any:
+    """The node itself, or what it pads."""
+    return argument(node, 0) if is_zero_padding(node) else node
 
 
 def constant(graph_module: fx.GraphModule, node: object) -> Tensor | None:

@@ -54,6 +54,7 @@ def export_onnx(
 
 def passes_for_runtimes(proto: onnx.ModelProto) -> None:
     """What every quantized file needs, wherever it came from."""
+    passes.merge_padding(proto.graph)
     passes.fold_weight_transposes(proto.graph)
     passes.integer_products(proto.graph)
     passes.unshare_grids(proto.graph)

@@ -125,6 +125,35 @@ def fold_weight_transposes(graph: onnx.GraphProto) -> None:
     remove_unused(graph)
 
 
+def merge_padding(graph: onnx.GraphProto) -> None:
+    """Zeros padded in front of a convolution become the convolution's own padding."""
+    constants = {i.name: i for i in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        pad = makers.get(node.input[0]) if node.op_type == "Conv" else None
+        if pad is None or pad.op_type != "Pad" or len(pad.input) < 2 or pad.input[1] not in constants:
+            continue
+        attributes = _attributes(node)
+        value = constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
+        ends = [int(p) for p in numpy_helper.to_array(constants[pad.input[1]])]
+        half = len(ends) // 2
+        plain = _attributes(pad).get("mode", b"constant") == b"constant" and len(pad.input) < 4
+        zero = value is None or float(numpy_helper.to_array(value).reshape(())) == 0.0
+        spatial = not any(ends[:2] + ends[half : half + 2]) and min(ends) >= 0
+        own = list(attributes.get("pads", [0] * (2 * (half - 2))))
+        if not (plain and zero and spatial) or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+            continue
+        more = ends[2:half] + ends[half + 2 :]
+        for attribute in [a for a in node.attribute if a.name == "pads"]:
+            node.attribute.remove(attribute)
+        node.attribute.append(helper.make_attribute("pads", [a + b for a, b in zip(own, more, strict=True)]))
+        node.input[0] = pad.input[0]
+    used = _read(graph) | {o.name for o in graph.output}
+    for node in [n for n in graph.node if n.op_type == "Pad" and n.output[0] not in used]:
+        graph.node.remove(node)
+    remove_unused(graph)
+
+
 def integer_products(graph: onnx.GraphProto) -> None:
     """Products whose input is quantized as it runs, in the form that runtimes fuse.
 

@@ -17,6 +17,7 @@ from hwopt.quantization.assign import Assignment, Role
 from hwopt.quantization.fake_quant import FakeQuant, Phase
 from hwopt.quantization.insert import fake_quantizers
 from hwopt.quantization.net import WEIGHTED
+from hwopt.quantization.nodes import behind_padding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def layer_noise(
                     continue
                 for grid in grids:
                     grid.mode = Phase.OFF
-                for source in nodes[decision.node].all_input_nodes:
+                for source in map(behind_padding, nodes[decision.node].all_input_nodes):
                     grid_here = _grid(twin, source)
                     if grid_here is not None:
                         grid_here.mode = Phase.QUANTIZE
