@@ -16,6 +16,8 @@ from hwopt.quantization.net import Net, Op, readers
 
 # Positive homogeneous, so that a positive factor passes through. ReLU6 is not: it clips at a fixed value.
 _LINEAR_ENOUGH: Final = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
+# Once a channel is one number, these keep channels apart and in order.
+_ONE_POSITION: Final = frozenset({"Flatten", "Reshape", "Squeeze"})
 _SWEEPS: Final = 20
 _ENOUGH: Final = 1e-3  # largest change of a scale at which the sweeps stop
 
@@ -36,10 +38,11 @@ def pairs(net: Net) -> list[Pair]:
     for op in net.ops:
         if op.kind not in {"Conv", "Gemm"} or op.weight is None or weights.count(op.weight) > 1:
             continue
-        tensor = op.output
+        tensor, pooled = op.output, False
         while tensor not in net.outputs and len(users := read_by.get(tensor, [])) == 1:
             user = users[0]
-            if user.kind in _LINEAR_ENOUGH:
+            pooled = pooled or user.kind == "GlobalAveragePool"
+            if user.kind in _LINEAR_ENOUGH or (pooled and user.kind in _ONE_POSITION):
                 tensor = user.output
                 continue
             layer = user.kind in {"Conv", "Gemm"} and user.weight and weights.count(user.weight) == 1

@@ -26,13 +26,13 @@ def argument(node: fx.Node, index: int) -> Any:
 
 
 def is_zero_padding(node: object) -> bool:
-    """Whether a node pads with zeros for convolutions alone: on any grid zero is exact, so it is part of them."""
+    """Whether a node pads with zeros for convolutions alone: zero is exact on any grid."""
     if not isinstance(node, fx.Node) or node.op != "call_function" or node.target not in _PADDING:
         return False
     plain = node.target is _aten.constant_pad_nd.default or argument(node, 2) in {None, "constant"}
     value = argument(node, 2 if node.target is _aten.constant_pad_nd.default else 3)
     readers = [user.op == "call_function" and user.target in CONVOLUTIONS for user in node.users]
-    return plain and value in {None, 0, 0.0} and bool(readers) and all(readers)
+    return plain and (value is None or value == 0) and bool(readers) and all(readers)
 
 
 def behind_padding(node: Any) -> Any:

@@ -96,7 +96,8 @@ class Freezing:
             change = torch.sign(codes - track.codes)
             jumped = (change != 0) & (change == -track.change)
             track.frequency = m * jumped + (1 - m) * track.frequency
-            track.average = m * codes + (1 - m) * track.average
+            average = m * codes + (1 - m) * track.average
+            track.average = torch.where(track.frozen, track.average, average)
             track.change = torch.where(change != 0, change, track.change)
             track.frozen |= track.frequency > self._settings.threshold
             held = torch.round(track.average)

@@ -117,7 +117,10 @@ def warnings(record: Record) -> list[str]:
             continue
         ratio = r["speedup"]
         if ratio and ratio["high"] is not None and ratio["high"] < 1:
-            found.append(f"{place} is slower than float: {speedup(ratio)}")
+            base = next(
+                (b for b in record["results"] if _is_baseline(b) and b["target"] == r["target"]), None
+            )
+            found.append(f"{place} is slower than float: {speedup(ratio)}{_where(r, base)}")
         pairs = r["details"].get("benchmark", {}).get("pairs", {})
         if pairs.get("degraded"):
             found.append(
@@ -137,6 +140,23 @@ def warnings(record: Record) -> list[str]:
     return found
 
 
+def _is_baseline(result: Mapping[str, Any]) -> bool:
+    ratio = result["speedup"]
+    return bool(ratio) and ratio["low"] == ratio["high"] == 1.0
+
+
+def _where(slow: Mapping[str, Any], fast: Mapping[str, Any] | None) -> str:
+    """The operators that take longer in ``slow``, by the runtime's own clock."""
+    mine = slow["details"].get("benchmark", {}).get("operator_microseconds", {})
+    theirs = (fast or slow)["details"].get("benchmark", {}).get("operator_microseconds", {})
+    more = {name: time - theirs.get(name, 0.0) for name, time in mine.items()}
+    worst = sorted((name for name in more if more[name] > 0), key=lambda name: -more[name])[:3]
+    if not worst:
+        return ""
+    parts = [f"{name} {mine[name]:.1f} µs against {theirs.get(name, 0.0):.1f}" for name in worst]
+    return "; it loses time in " + ", ".join(parts)
+
+
 def _quantized_slower(record: Record) -> list[str]:
     """Pairs of versions where the quantized one has the same layers and is the slower one."""
     found = []
@@ -154,6 +174,6 @@ def _quantized_slower(record: Record) -> list[str]:
                         found.append(
                             f"{r['candidate']} on {target} is slower than {other['candidate']}, "
                             f"the same layers in float: {speedup(r['speedup'])} against "
-                            f"{speedup(other['speedup'])}"
+                            f"{speedup(other['speedup'])}{_where(r, other)}"
                         )
     return found

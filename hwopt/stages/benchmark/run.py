@@ -15,9 +15,11 @@ from hwopt.core.measurement import Tier
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
 from hwopt.plugins import load_reference, resolve
+from hwopt.stages.benchmark.costs import by_family
 from hwopt.stages.benchmark.pairs import LOOK_CONFIDENCE, Call, compare, percentiles
 from hwopt.stages.benchmark.spec import BenchmarkConfig
 
+_PROFILED = 50  # inferences whose operators are timed
 SESSIONS = 3  # fresh loads of each side: one lucky memory layout is not a result
 
 
@@ -105,15 +107,27 @@ def measure(
                 for ratio, clean, first in zip(result.ratios, result.clean, result.first, strict=True)
             ]
         seconds = percentiles(candidate[0])
+        # By the runtime's own clock: it says where the time goes, the pairs say how much there is.
+        operators = by_family(loaded[0].profile(_feed(loaded[0], sample), _PROFILED))
     finally:
         for runtime in loaded:
             runtime.close()
     latency = {k: v if k == "count" or v is None else v * 1e3 for k, v in seconds.items()}
-    details = {"runtime": config.runtime, "recipe": recipe.to_json(), "batch": config.batch, "pairs": pairs}
+    details: dict[str, JSON] = {
+        "runtime": config.runtime,
+        "recipe": recipe.to_json(),
+        "batch": config.batch,
+        "pairs": pairs,
+    }
+    details["operator_microseconds"] = operators
     return {"latency_ms": latency, "speedup": speedup, "benchmark": details}, samples
 
 
-def _call(runtime: Runtime, sample: Array) -> Call:
+def _feed(runtime: Runtime, sample: Array) -> dict[str, Array]:
     (name,) = runtime.inputs()
-    feed = {name: sample}
+    return {name: sample}
+
+
+def _call(runtime: Runtime, sample: Array) -> Call:
+    feed = _feed(runtime, sample)
     return lambda: runtime.run(feed)

@@ -23,7 +23,7 @@ class BenchmarkConfig(Settings):
 
 SPEC: Final = StageSpec(
     name="benchmark",
-    version=1,
+    version=2,
     summary="latency, and speed-up over the float model by interleaved pairs",
     config=BenchmarkConfig,
     run="hwopt.stages.benchmark.run:run",
