@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from hwopt import checkpoints
+from hwopt.comparison import Call
+from hwopt.comparison import compare as compare_outputs
 from hwopt.core.artifact import Kind
 from hwopt.core.backend import BackendSpec, Optimization, Recipe
 from hwopt.core.canonical import JSON
@@ -37,8 +39,6 @@ from hwopt.stages.benchmark.run import measure
 from hwopt.stages.benchmark.spec import BenchmarkConfig
 from hwopt.stages.quantize.spec import QuantizeConfig, check, check_input, effective_scheme
 from hwopt.store.atomic import copy_file
-from hwopt.verify import Call
-from hwopt.verify import verify as compare_outputs
 
 
 def quantize(

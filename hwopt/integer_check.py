@@ -5,6 +5,7 @@ The runtime's own graph says what it did (``Runtime.executed``); ``float_operato
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from hwopt.core.backend import NodePrecision
 from hwopt.core.canonical import JSON
 
 _WEIGHTED: Final = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
+_NUMBERED: Final = re.compile(r"(_token_\d+)+$")
+_JOINED: Final = re.compile(r" \+ |,\s*")
 _MERGED: Final = frozenset({"Relu", "Clip"})
 # Rewritten by every runtime before it looks for integer operators.
 _HANDS_OUT_FLOATS: Final = frozenset({"Gemm", "MatMul"})
@@ -94,13 +97,10 @@ def _suspicion(
 
 def float_operators(asked: Iterable[Asked], executed: Iterable[NodePrecision]) -> list[Asked]:
     """Those that the runtime runs in float all the same."""
-    integer = [node for node in executed if node.integer]
-    names = {node.name for node in integer}
-    covered = {name for node in integer for name in node.covers}
-    return [
-        a
-        for a in asked
-        if a.name not in names | covered
-        and not any(name in covered for name in a.stored)
-        and not any(a.name and a.name in name for name in names)
-    ]
+    served: set[str] = set()
+    for node in executed:
+        if node.integer:
+            # Runtimes add a running number to a merged operator's name, or join the names of several.
+            served |= {_NUMBERED.sub("", name) for name in _JOINED.split(node.name)}
+            served |= {node.name, *node.covers}
+    return [a for a in asked if a.name not in served and not served.intersection(a.stored)]

@@ -45,7 +45,7 @@ class Verification:
         }
 
 
-def verify(
+def compare(
     model: Path, runtime: Runtime, reference: Call, calls: Sequence[Mapping[str, Array]]
 ) -> Verification:
     """Run both on ``calls`` and read what the runtime executes.
