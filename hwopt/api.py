@@ -31,7 +31,7 @@ from hwopt.model_check import check_model
 from hwopt.plugins import load_reference, resolve
 from hwopt.quantization.onnx_export import write
 from hwopt.quantization.onnx_net import read as read_onnx
-from hwopt.quantization.onnx_net import signature
+from hwopt.quantization.onnx_net import samples_of, signature
 from hwopt.quantization.onnx_ptq import quantize_onnx as quantize_model
 from hwopt.quantization.ptq import quantize_module
 from hwopt.quantization.settings import PtqSettings
@@ -178,7 +178,7 @@ def _calibration(
         if count >= config.calibration_samples:
             break
         kept.append(call)
-        count += max(len(value) for value in call.values())
+        count += samples_of(call)
     return kept
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,8 +21,10 @@ from hwopt.core.hardware import LayerRule, QuantizationScheme
 from hwopt.errors import ConfigError, UnsafeInputError
 from hwopt.models.build import build_model, resize_to
 from hwopt.quantization.assign import Assignment
+from hwopt.quantization.fx_net import FxNet
 from hwopt.quantization.graph import to_graph
 from hwopt.quantization.insert import insert
+from hwopt.quantization.tidy import split_biases
 
 FORMAT: Final = 2
 
@@ -37,6 +40,7 @@ class Recipe:
     scheme: QuantizationScheme | None = None  # of a fake-quantized network
     scheme_name: str | None = None  # the hardware profile that the scheme came from
     rules: tuple[LayerRule, ...] = ()  # layers that depart from the scheme
+    scaled: tuple[tuple[str, tuple[str, ...]], ...] = ()  # tensors that SmoothQuant scales for some readers
 
     def to_json(self) -> dict[str, JSON]:
         """Plain JSON."""
@@ -49,6 +53,7 @@ class Recipe:
             "scheme": None if self.scheme is None else self.scheme.to_json(),
             "scheme_name": self.scheme_name,
             "rules": [rule.to_json() for rule in self.rules],
+            "scaled": [[tensor, list(users)] for tensor, users in self.scaled],
         }
 
     @classmethod
@@ -72,6 +77,7 @@ class Recipe:
                 LayerRule.model_validate_json(canonical_json(rule))
                 for rule in ([] if first else value["rules"])
             ),
+            scaled=tuple((t, tuple(users)) for t, users in ([] if first else value["scaled"])),
         )
 
 
@@ -124,7 +130,9 @@ def load(path: Path, import_root: Path | None, own_model: Mapping[str, Any] | No
         resize_to(module, recipe.shapes)
     table = None
     if recipe.scheme is not None:
-        module, table = quantized_twin(module, recipe.sample_shape, recipe.scheme, recipe.rules)
+        module, table = quantized_twin(
+            module, recipe.sample_shape, recipe.scheme, recipe.rules, recipe.scaled
+        )
     torch.set_rng_state(rng)
     try:
         module.load_state_dict(state)
@@ -156,9 +164,16 @@ def quantized_twin(
     sample_shape: tuple[int, ...],
     scheme: QuantizationScheme,
     rules: Sequence[LayerRule] = (),
+    scaled: Sequence[tuple[str, tuple[str, ...]]] = (),
 ) -> tuple[fx.GraphModule, Assignment]:
     """The fake-quantized graph of a float module, not yet calibrated."""
     graph_module = to_graph(module, sample_shape)
+    if scheme.bias == "apart":
+        split_biases(graph_module)
+    net = FxNet(graph_module)
+    for tensor, users in scaled:  # the factors themselves are among the weights
+        width = int(net.nodes[tensor].meta["val"].shape[-1])
+        net.scale(tensor, np.ones(width, np.float32), users)
     return graph_module, insert(graph_module, scheme, rules)
 
 
@@ -168,9 +183,17 @@ def quantized_recipe(
     scheme: QuantizationScheme,
     name: str,
     rules: Sequence[LayerRule] = (),
+    scaled: Sequence[tuple[str, tuple[str, ...]]] = (),
 ) -> Recipe:
     """The recipe of ``module``'s fake-quantized twin."""
-    return replace(recipe, shapes=shapes_of(module), scheme=scheme, scheme_name=name, rules=tuple(rules))
+    return replace(
+        recipe,
+        shapes=shapes_of(module),
+        scheme=scheme,
+        scheme_name=name,
+        rules=tuple(rules),
+        scaled=tuple(scaled),
+    )
 
 
 def _read(path: Path, *, tensors: bool) -> tuple[Recipe, dict[str, Tensor]]:

@@ -45,7 +45,14 @@ def feeds(
         )
     given = {name: _typed(name, arrays[name], dtypes[name], where) for name in shapes}
     a_call_an_entry = all(given[name].ndim == len(shape) + 1 for name, shape in shapes.items())
-    lengths = {name: len(array) if array.ndim else 0 for name, array in given.items()}
+    lengths = {name: len(array) for name, array in given.items() if array.ndim}
+    if len(lengths) < len(given):
+        scalars = ", ".join(sorted(set(given) - set(lengths)))
+        raise ConfigError(
+            f"{scalars}: a single number",
+            where=where,
+            fix="give one entry a call, or fix the input with --fix",
+        )
     if len(set(lengths.values())) != 1:
         raise ConfigError(
             "the arrays differ in length: " + ", ".join(f"{k} has {v}" for k, v in lengths.items()),

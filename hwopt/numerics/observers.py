@@ -132,7 +132,7 @@ class Entropy(_OfHistogram):
         fine = histogram.counts[half:] + histogram.counts[:half][::-1]  # of magnitudes
         fine[0] = fine[1]  # zeros are exact on any grid; behind a ReLU they would drown all else
         levels = codes[1] - codes[0] + 1
-        levels = levels // 2 if low < 0 < high or symmetric else levels
+        levels = levels // 2 if low < 0 < high or (symmetric and codes[0] < 0) else levels
         used = int(np.flatnonzero(fine)[-1]) + 1 if fine.any() else 1
         if used <= levels:
             return low, high

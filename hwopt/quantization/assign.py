@@ -92,7 +92,7 @@ def assign(net: Net, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
     Raises:
         ConfigError: a rule that matches no layer.
     """
-    override = _overrides(net, rules)
+    override = overrides(net, rules)
     kept = {name for name, rule in override.items() if rule.keep_float}
     operators = set(scheme.operators)
     if scheme.mode is not Mode.STATIC:
@@ -165,7 +165,7 @@ def _worth_it(net: Net, chosen: list[Op]) -> list[Op]:
         taken -= lost
 
 
-def _overrides(net: Net, rules: Sequence[LayerRule]) -> dict[str, LayerRule]:
+def overrides(net: Net, rules: Sequence[LayerRule]) -> dict[str, LayerRule]:
     """Operator name to the first rule that matches the name of its weight, or its own."""
     found: dict[str, LayerRule] = {}
     used: set[int] = set()
@@ -266,17 +266,17 @@ _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax"})
 _KEEPS_SIGN = TRANSPARENT | {"GlobalAveragePool", "AveragePool", "Add", "Concat"}
 
 
-def _cannot_be_negative(tensor: str, made_by: dict[str, Op]) -> bool:
-    op = made_by.get(tensor)
-    if op is None:
-        return False
-    if op.kind in _NOT_NEGATIVE:
-        return True
-    if op.kind == "Clip":
-        return op.bounds is not None and op.bounds[0] >= 0
-    if op.kind in _KEEPS_SIGN:
-        return bool(op.inputs) and all(_cannot_be_negative(name, made_by) for name in op.inputs)
-    return False
+def _never_negative(net: Net) -> set[str]:
+    """Tensors that cannot hold a value below zero, by what makes them."""
+    found: set[str] = set()
+    for op in net.ops:
+        if (
+            op.kind in _NOT_NEGATIVE
+            or (op.kind == "Clip" and op.bounds is not None and op.bounds[0] >= 0)
+            or (op.kind in _KEEPS_SIGN and op.inputs and found.issuperset(op.inputs))
+        ):
+            found.add(op.output)
+    return found
 
 
 def _absorbs_relu(activations: TensorScheme) -> bool:
@@ -293,6 +293,7 @@ def _activations_at_outputs(
 ) -> None:
     """A grid on every tensor that enters or leaves a chosen operator."""
     read_by, made_by = readers(net), makers(net)
+    never_negative = _never_negative(net)
     merges = _absorbs_relu(scheme.activations)
     types: dict[str, str] = {}  # tensor -> type that a rule asks for
     wanted: dict[str, tuple[str, str]] = {}  # tensor -> (operator, rule)
@@ -330,7 +331,7 @@ def _activations_at_outputs(
         if root in types:
             activations = activations.with_dtype(types[root])
             text += f"; {types[root]} by rule"
-        activations = _sign(activations, root, made_by)
+        activations = _sign(activations, root, never_negative)
         result.decisions.append(
             Decision(
                 tensor=name,
@@ -358,9 +359,9 @@ def _in_order(net: Net) -> list[str]:
     return [*outside, *(op.output for op in net.ops)]
 
 
-def _sign(activations: TensorScheme, tensor: str, made_by: dict[str, Op]) -> TensorScheme:
+def _sign(activations: TensorScheme, tensor: str, never_negative: set[str]) -> TensorScheme:
     """Devices with a type for non-negative values use it where that is certain."""
-    if activations.nonnegative is not None and _cannot_be_negative(tensor, made_by):
+    if activations.nonnegative is not None and tensor in never_negative:
         return activations.model_copy(update={"dtype": activations.nonnegative, "range": None})
     return activations
 
@@ -373,7 +374,7 @@ def _activations_at_inputs(
     result: Assignment,
 ) -> None:
     """A grid only where a weighted operator reads."""
-    read_by, made_by = readers(net), makers(net)
+    read_by, never_negative = readers(net), _never_negative(net)
     weighted = {op.name for op in chosen if op.kind in WEIGHTED}
     for name in _in_order(net):
         users = [op for op in read_by.get(name, []) if op.name in weighted]
@@ -389,7 +390,7 @@ def _activations_at_inputs(
                 role=Role.ACTIVATION,
                 operator=kind,
                 node=users[0].name,
-                scheme=_sign(activations, name, made_by),
+                scheme=_sign(activations, name, never_negative),
                 rule=f"read by {kind}; the runtime quantizes inputs of weighted operators only",
             )
         )

@@ -23,27 +23,32 @@ def bias_shifts(net: Net, batches: Iterable[Any], quantized: Mapping[str, Array]
         quantized: weight name to the weight after a round trip through its codes.
     """
     layers = [op for op in net.ops if op.weight in quantized and op.bias and op.kind in {"Conv", "Gemm"}]
-    sums: dict[str, Any] = {}
-    counts: dict[str, int] = {}
-    kinds = {op.inputs[0]: op.kind for op in layers}
+    sums: dict[tuple[str, str | None], Any] = {}
+    counts: dict[tuple[str, str | None], int] = {}
+    kinds: dict[str, set[str | None]] = {}
+    for op in layers:
+        kinds.setdefault(op.inputs[0], set()).add(op.kind)
 
     def see(name: str, value: Array) -> None:
-        axis = 1 if kinds[name] == "Conv" else value.ndim - 1
-        rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]).astype(np.float64)
-        sums[name] = sums.get(name, 0.0) + rows.sum(axis=0)
-        counts[name] = counts.get(name, 0) + len(rows)
+        for kind in kinds[name]:
+            axis = 1 if kind == "Conv" else value.ndim - 1
+            rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]).astype(np.float64)
+            sums[name, kind] = sums.get((name, kind), 0.0) + rows.sum(axis=0)
+            counts[name, kind] = counts.get((name, kind), 0) + len(rows)
 
     if layers:
         net.observe(batches, list(kinds), see)
-    shifts: dict[str, Array] = {}
+    found: dict[str, list[Array]] = {}
     for op in layers:
         weight = net.constant(str(op.weight))
-        if weight is None or op.inputs[0] not in sums:
+        key = (op.inputs[0], op.kind)
+        if weight is None or key not in sums:
             continue
-        mean = sums[op.inputs[0]] / counts[op.inputs[0]]
+        mean = sums[key] / counts[key]
         shift = _applied(op, weight.astype(np.float64) - quantized[str(op.weight)], mean)
-        shifts[str(op.bias)] = (shifts.get(str(op.bias), 0.0) + shift).astype(np.float32)
-    return shifts
+        found.setdefault(str(op.bias), []).append(shift)
+    # A layer that is called several times has one bias: the mean of what its calls ask for.
+    return {name: np.mean(shifts, axis=0).astype(np.float32) for name, shifts in found.items()}
 
 
 def _applied(op: Op, error: Any, mean: Any) -> Any:

@@ -15,7 +15,8 @@ import numpy as np
 from hwopt.quantization.net import Net, Op, readers
 
 # Positive homogeneous, so that a positive factor passes through. ReLU6 is not: it clips at a fixed value.
-_LINEAR_ENOUGH: Final = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
+_ACTIVATIONS: Final = frozenset({"Relu", "LeakyRelu"})
+_POOLS: Final = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
 # Once a channel is one number, these keep channels apart and in order.
 _ONE_POSITION: Final = frozenset({"Flatten", "Reshape", "Squeeze"})
 _SWEEPS: Final = 20
@@ -32,7 +33,7 @@ class Pair:
 
 def pairs(net: Net) -> list[Pair]:
     """Layers whose output feeds one other layer and nothing else."""
-    read_by = readers(net)
+    read_by = readers(net, inside=True)
     weights = [op.weight for op in net.ops]
     found = []
     for op in net.ops:
@@ -41,12 +42,15 @@ def pairs(net: Net) -> list[Pair]:
         tensor, pooled = op.output, False
         while tensor not in net.outputs and len(users := read_by.get(tensor, [])) == 1:
             user = users[0]
-            pooled = pooled or user.kind == "GlobalAveragePool"
-            if user.kind in _LINEAR_ENOUGH or (pooled and user.kind in _ONE_POSITION):
+            # Convolutions keep channels in axis 1, linear layers in the last: pooling works on the former.
+            pooled = pooled or (op.kind == "Conv" and user.kind == "GlobalAveragePool")
+            passes = user.kind in _ACTIVATIONS or (op.kind == "Conv" and user.kind in _POOLS)
+            if passes or (pooled and user.kind in _ONE_POSITION):
                 tensor = user.output
                 continue
+            same_axis = user.kind == ("Gemm" if pooled else op.kind) or (pooled and user.kind == op.kind)
             layer = user.kind in {"Conv", "Gemm"} and user.weight and weights.count(user.weight) == 1
-            if layer and _inputs(net, user) == _outputs(net, op):
+            if layer and same_axis and _inputs(net, user) == _outputs(net, op):
                 found.append(Pair(op, user))
             break
     return found

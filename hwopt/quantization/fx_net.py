@@ -66,11 +66,12 @@ class FxNet:
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self.graph_module = graph_module
         self.nodes = {node.name: node for node in graph_module.graph.nodes}
+        self._constants = _constants(graph_module.graph)
         self.ops: list[Op] = [self._op(n) for n in self.nodes.values() if n.op == "call_function"]
         self.ops = [
             op
             for op in self.ops
-            if not _is_constant(self.nodes[op.name]) and not is_zero_padding(self.nodes[op.name])
+            if self.nodes[op.name] not in self._constants and not is_zero_padding(self.nodes[op.name])
         ]
         self.outputs = frozenset(n.name for n in graph_module.graph.output_node().all_input_nodes)
 
@@ -95,6 +96,7 @@ class FxNet:
         scaled.meta["val"] = node.meta.get("val")
         for user in users:
             self.nodes[user].replace_input_with(node, scaled)
+        self.graph_module.meta.setdefault("scaled", []).append((tensor, tuple(users)))
         self.graph_module.recompile()
 
     def observe(self, batches: Iterable[Any], names: Sequence[str], see: Observer) -> int:
@@ -119,22 +121,29 @@ class FxNet:
         target = node.target
         weighted = _WEIGHTED.get(target)
         kind = weighted or _OTHER.get(target) or _RECURRENT.get(target)
-        inputs = tuple(a.name for a in _activations(node, kind))
+        inputs = tuple(a.name for a in self._activations(node, kind))
         fields: dict[str, Any] = {}
         if weighted:
             weight = argument(node, 0 if kind == "Gather" else 1)
             tensor = constant(self.graph_module, weight)
             if tensor is not None:
                 fields = _weight_fields(node, tensor)
-                bias = argument(node, 2) if kind != "Gather" else None
+                kind = kind if fields else None
+                bias = argument(node, 2) if fields and kind != "Gather" else None
                 if isinstance(bias, fx.Node) and bias.op == "get_attr":
                     fields["bias"] = bias.name
             elif kind == "Gather" or len(inputs) < (1 if target in CONVOLUTIONS else 2):
                 kind = None  # a product with a view of a weight: there is no tensor to store in integers
-        elif kind in {"Add", "Mul", "Concat"} and (
-            len(inputs) < 2 or len(inputs) != len(node.all_input_nodes) or node.kwargs.get("alpha", 1) != 1
+        elif kind in {"Add", "Mul", "Concat"}:
+            operands = argument(node, 0) if kind == "Concat" else node.args[:2]
+            if len(inputs) != len(operands) or len(inputs) < 2 or node.kwargs.get("alpha", 1) != 1:
+                kind = None  # an operand is a number or a constant: no second tensor to quantize
+        elif kind == "AveragePool" and (
+            (argument(node, 4) and argument(node, 5) is not False) or argument(node, 6) is not None
         ):
-            kind = None  # an operand is a number or a constant: no second tensor to quantize
+            kind = (
+                None  # ONNX Runtime's integer kernel counts cells beyond the edge; a divisor is not exported
+            )
         elif kind == "GlobalAveragePool" and list(argument(node, 1)) != [1, 1]:
             kind = None
         elif kind == "LayerNormalization":
@@ -143,6 +152,8 @@ class FxNet:
                 fields = {"weight": affine[0].name, "bias": affine[1].name}
         elif kind == "Clip":
             fields["bounds"] = (float(argument(node, 1)), float(argument(node, 2)))
+        if kind is None or kind in {"LSTM", "GRU"}:
+            inputs = tuple(a.name for a in node.all_input_nodes if a not in self._constants)
         parameters = [a.name for a in node.all_input_nodes if self._is_matrix(a)]
         return Op(
             name=node.name,
@@ -154,12 +165,24 @@ class FxNet:
             **fields,
         )
 
+    def _activations(self, node: fx.Node, kind: str | None) -> list[fx.Node]:
+        """Activations that ``node`` reads."""
+        if kind == "Gather":
+            return []  # indices are integers already
+        found: Iterable[Any] = node.all_input_nodes
+        if kind == "Concat":
+            found = argument(node, 0)
+        elif kind is not None:
+            found = node.args[: 2 if kind in _MULTIPLE_INPUTS else 1]
+        given = [behind_padding(a) for a in found]
+        return [a for a in given if isinstance(a, fx.Node) and a not in self._constants]
+
     def _is_matrix(self, node: fx.Node) -> bool:
         """Whether a constant, or what a view of constants looks at, has two or more axes."""
         if node.op == "get_attr":
             tensor = constant(self.graph_module, node)
             return tensor is not None and tensor.dim() > 1
-        return _is_constant(node) and any(self._is_matrix(a) for a in node.all_input_nodes)
+        return node in self._constants and any(self._is_matrix(a) for a in node.all_input_nodes)
 
 
 def _weight_fields(node: fx.Node, tensor: Tensor) -> dict[str, Any]:
@@ -172,24 +195,18 @@ def _weight_fields(node: fx.Node, tensor: Tensor) -> dict[str, Any]:
         return {"weight": argument(node, 0).name, "axis": 0, "in_axis": 1}
     if node.target is _aten.linear.default:
         return {"weight": weight.name, "axis": 0, "in_axis": 1}
-    return {"weight": weight.name, "axis": tensor.dim() - 1, "in_axis": tensor.dim() - 2}
+    if tensor.dim() != 2:
+        return {}  # a product for each entry of a batch: no kernel with stored codes
+    return {"weight": weight.name, "axis": 1, "in_axis": 0}
 
 
-def _activations(node: fx.Node, kind: str | None) -> list[fx.Node]:
-    """Activations that ``node`` reads."""
-    if kind == "Concat":
-        return [a for a in argument(node, 0) if not _is_constant(a)]
-    width = 2 if kind in _MULTIPLE_INPUTS else 1
-    if kind == "Gather":
-        return []  # indices are integers already
-    found: Iterable[Any] = node.args[:width] if kind else node.all_input_nodes
-    given = [behind_padding(a) for a in found]
-    return [a for a in given if isinstance(a, fx.Node) and not _is_constant(a)]
-
-
-def _is_constant(node: fx.Node) -> bool:
-    """Whether a value follows from constants alone: a weight, or a view of one."""
-    if node.op == "get_attr":
-        return True
-    sources = node.all_input_nodes
-    return node.op == "call_function" and bool(sources) and all(_is_constant(source) for source in sources)
+def _constants(graph: fx.Graph) -> set[fx.Node]:
+    """Values that follow from constants alone: weights, and views of them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr" or (
+            node.op == "call_function" and sources and all(source in found for source in sources)
+        ):
+            found.add(node)
+    return found

@@ -70,12 +70,17 @@ def to_graph(
     tidy.open_attention(graph_module)
     tidy.explicit_padding(graph_module)
     tidy.fold_constants(graph_module)
+    tidy.own_constants(graph_module)
     if fold_batch_norm:
         tidy.fold_batch_norm(graph_module)
     tidy.pool_means(graph_module)
     tidy.prune_unused(graph_module)
-    for parameter in graph_module.parameters():
-        parameter.requires_grad_(True)
+    outputs = graph_module.graph.output_node().all_input_nodes
+    if len(outputs) != 1 or not isinstance(outputs[0].meta.get("val"), Tensor):
+        raise StageFailedError(
+            f"the network returns {len(outputs)} tensors; one is supported",
+            fix="wrap it in a module that returns the one to quantize for, or export it to ONNX yourself",
+        )
     return graph_module
 
 

@@ -128,7 +128,10 @@ def calibrate(
     samples = 0
     with torch.no_grad():
         for batch in batches:
-            graph_module(batch)
+            try:
+                graph_module(batch)
+            except ValueError as error:
+                raise ConfigError(str(error), fix="remove the samples that hold NaN or infinity") from None
             samples += len(batch)
     if samples == 0:
         raise ConfigError(

@@ -35,9 +35,9 @@ class LiveNorms:
         self._norms: dict[str, str] = {}  # layer -> module
         graph = graph_module.graph
         nodes = {node.name: node for node in graph.nodes}
-        usable = [name for name in layers if name in nodes and argument(nodes[name], 2) is not None]
+        usable = [name for name in layers if name in nodes and _is_quantized(graph_module, nodes[name])]
         statistics = _statistics(graph_module, usable, samples)
-        for name in usable:
+        for name in (name for name in usable if name in statistics):
             mean, var = statistics[name]
             norm = nn.BatchNorm2d(len(mean), eps=_EPS) if mean.dim() else None
             if norm is None or norm.running_mean is None or norm.running_var is None:
@@ -87,6 +87,14 @@ class LiveNorms:
         self._norms.clear()
         self._graph_module.recompile()
         make_room_for_biases(self._graph_module)
+
+
+def _is_quantized(graph_module: fx.GraphModule, layer: fx.Node) -> bool:
+    """Whether a layer has a bias, and a weight on a grid that a norm's factor can go into."""
+    source, bias = argument(layer, 1), argument(layer, 2)
+    if bias is None or not isinstance(source, fx.Node) or source.op != "call_module":
+        return False
+    return isinstance(graph_module.get_submodule(str(source.target)), FakeQuant)
 
 
 def _fold(graph_module: fx.GraphModule, layer: fx.Node, norm: nn.Module) -> None:

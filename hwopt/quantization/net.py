@@ -42,6 +42,7 @@ class Op:
     in_axis: int | None = None  # input-channel axis of the weight
     groups: int = 1
     bounds: tuple[float, float] | None = None  # of Clip
+    captures: tuple[str, ...] = ()  # tensors that its branches or loops read
     parameters: tuple[str, ...] = ()  # constants with two or more axes, for operators that stay float
 
 
@@ -64,11 +65,11 @@ class Net(Protocol):
         """Run the float network and show the named tensors; the number of samples."""
 
 
-def readers(net: Net) -> dict[str, list[Op]]:
-    """Tensor to the operators that read it."""
+def readers(net: Net, *, inside: bool = False) -> dict[str, list[Op]]:
+    """Tensor to the operators that read it; with ``inside``, also those whose branches or loops do."""
     found: dict[str, list[Op]] = {}
     for op in net.ops:
-        for name in op.inputs:
+        for name in (*op.inputs, *(op.captures if inside else ())):
             found.setdefault(name, []).append(op)
     return found
 

@@ -56,10 +56,19 @@ def set_constant(graph_module: fx.GraphModule, node: fx.Node, value: Tensor) -> 
     setattr(owner, name, kept)
 
 
-def add_constant(graph_module: fx.GraphModule, name: str, value: Tensor, before: fx.Node) -> fx.Node:
-    """A new parameter and its ``get_attr`` node."""
+def add_constant(
+    graph_module: fx.GraphModule, name: str, value: Tensor, before: fx.Node, *, trainable: bool = True
+) -> fx.Node:
+    """A new parameter or buffer, under ``name`` or the next free one, and its ``get_attr`` node."""
     path, _, leaf = name.rpartition(".")
     owner = graph_module.get_submodule(path) if path else graph_module
-    owner.register_parameter(leaf, nn.Parameter(value))
+    free, number = leaf, 2
+    while hasattr(owner, free):
+        free, number = f"{leaf}_{number}", number + 1
+    name = f"{path}.{free}" if path else free
+    if trainable:
+        owner.register_parameter(free, nn.Parameter(value))
+    else:
+        owner.register_buffer(free, value)
     with graph_module.graph.inserting_before(before):
         return graph_module.graph.get_attr(name)

@@ -18,10 +18,11 @@ import onnxruntime
 from onnx import numpy_helper, shape_inference
 
 from hwopt.errors import ConfigError, StageFailedError
+from hwopt.quantization import onnx_passes as passes
 from hwopt.quantization.net import Array, Observer, Op
 
 _LEAST_OPSET: Final = 13  # per-channel scales
-_OURS: Final = frozenset({"", "ai.onnx", "com.microsoft"})
+_LEAST_IR: Final = 8  # initializers that are no inputs came with 4
 _QUANTIZED: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
 )
@@ -46,6 +47,11 @@ def read(path: Path, fixed: Mapping[str, int | float] | None = None) -> onnx.Mod
             where=str(path),
             fix="give the float model",
         )
+    stored = {i.name for i in model.graph.initializer}
+    for value in [i for i in model.graph.input if i.name in stored]:
+        model.graph.input.remove(value)  # weights that old exporters list as inputs too
+    model.ir_version = max(model.ir_version, _LEAST_IR)
+    passes.name_nodes(model.graph)
     _fix_inputs(model, fixed or {}, path)
     version = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0)
     if version < _LEAST_OPSET:
@@ -63,6 +69,8 @@ def read(path: Path, fixed: Mapping[str, int | float] | None = None) -> onnx.Mod
     kept = [o for o in model.opset_import if o.domain in needed]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+    passes.name_nodes(model.graph)
+    passes.own_constants(model.graph)
     return shape_inference.infer_shapes(model)
 
 
@@ -78,6 +86,11 @@ def signature(
         )
         dtypes[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
     return shapes, dtypes
+
+
+def samples_of(batch: Batch) -> int:
+    """How many samples a call holds: the greatest first axis."""
+    return max((np.shape(value)[0] for value in batch.values() if np.ndim(value)), default=1)
 
 
 def _fix_inputs(model: onnx.ModelProto, fixed: Mapping[str, int | float], path: Path) -> None:
@@ -133,15 +146,13 @@ class OnnxNet:
         for node in graph.node:  # small ones that the optimizer leaves as nodes
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
-        _flatten_biases(graph, self._constants)
         self._types = {
             v.name: v.type.tensor_type
             for v in (*graph.input, *graph.output, *graph.value_info)
             if v.type.HasField("tensor_type")
         }
-        for index, node in enumerate(graph.node):
-            if not node.name:
-                node.name = f"{node.op_type}_{index}"
+        passes.name_nodes(graph)
+        _flatten_biases(graph, self._constants)
         self.outputs = frozenset(o.name for o in graph.output)
         self.ops: list[Op] = [self._op(node) for node in graph.node if node.op_type != "Constant"]
 
@@ -200,7 +211,7 @@ class OnnxNet:
                 see(name, value)
             for name in set(names) & set(inputs):
                 see(name, batch[name])
-            samples += len(next(iter(batch.values())))
+            samples += samples_of(batch)
         return samples
 
     def is_float(self, name: str) -> bool:
@@ -218,7 +229,11 @@ class OnnxNet:
             kind, fields = self._weighted(kind, node, attributes)
             inputs = inputs if kind == "MatMul" and not fields else inputs[:1]
         elif kind in {"Add", "Mul", "Concat"}:
-            if len(inputs) != len(node.input) or not all(self.is_float(name) for name in inputs):
+            if (
+                len(inputs) != len(node.input)
+                or len(inputs) < 2
+                or not all(self.is_float(name) for name in inputs)
+            ):
                 kind = None  # an operand is a constant, or this is arithmetic on shapes
         elif kind == "LayerNormalization":
             inputs = inputs[:1]
@@ -232,9 +247,14 @@ class OnnxNet:
             inputs = inputs[:1]
             if not inputs or not self.is_float(inputs[0]) or len(node.output) > 1:
                 kind = None
-        elif kind is not None and any(a.HasField("g") for a in node.attribute):
+        elif kind in {"AveragePool", "GlobalAveragePool"}:
+            if attributes.get("ceil_mode", 0) and attributes.get("count_include_pad", 0):
+                kind = None  # ONNX Runtime's integer kernel counts cells beyond the edge
+        elif any(a.HasField("g") for a in node.attribute):
             kind = None
             matrices = [node.op_type] if _holds_weights(node) else []
+        if kind is None or kind == "LSTM":
+            inputs = [name for name in node.input if name and name not in self._constants]
         return Op(
             name=node.name,
             type=node.op_type,
@@ -242,6 +262,7 @@ class OnnxNet:
             inputs=tuple(inputs),
             output=node.output[0],
             parameters=tuple(matrices),
+            captures=tuple(sorted(_captured(node) - set(self._constants))),
             **fields,
         )
 
@@ -277,6 +298,8 @@ class OnnxNet:
             if bias not in self._constants:
                 return None, {}
             fields["bias"] = bias
+        if kind == "LSTM" and attributes.get("layout", 0):
+            return None, {}
         if kind == "Gemm":
             plain = attributes.get("alpha", 1.0) == 1.0 and attributes.get("beta", 1.0) == 1.0
             if not plain or attributes.get("transA", 0) or (bias and len(self._constants[bias].dims) != 1):
@@ -296,15 +319,33 @@ class OnnxNet:
 
 
 def _flatten_biases(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -> None:
-    """Biases of Gemm with a leading axis of one lose it; the sum is the same."""
+    """Biases of Gemm that are broadcast become one number an output; the sum is the same."""
     for node in graph.node:
         bias = constants.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
-        if bias is not None and len(bias.dims) == 2 and bias.dims[0] == 1:
-            name = f"{bias.name}_flat"
-            if name not in constants:
-                graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(bias)[0], name))
-                constants[name] = graph.initializer[-1]
+        weight = constants.get(node.input[1]) if bias is not None else None
+        if bias is None or weight is None or len(weight.dims) != 2:
+            continue
+        turned = any(a.name == "transB" and a.i for a in node.attribute)
+        width = weight.dims[0 if turned else 1]
+        if list(bias.dims) in ([1, width], [1], []) and list(bias.dims) != [width]:
+            name = f"{bias.name}_of_{node.name}"
+            row = np.broadcast_to(numpy_helper.to_array(bias).ravel(), (width,))
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(row), name))
+            constants[name] = graph.initializer[-1]
             node.input[2] = name
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that branches and loops read and do not make themselves."""
+    found: set[str] = set()
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            made = {o for inner in graph.node for o in inner.output}
+            made |= {v.name for v in graph.input} | {i.name for i in graph.initializer}
+            for inner in graph.node:
+                found |= ({name for name in inner.input if name} | _captured(inner)) - made
+            found |= {o.name for o in graph.output} - made
+    return found
 
 
 def _holds_weights(node: onnx.NodeProto) -> bool:

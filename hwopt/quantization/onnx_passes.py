@@ -17,6 +17,66 @@ from onnx import TensorProto, helper, numpy_helper
 _INT4_OPSET: Final = 21
 
 
+def names_of(graph: onnx.GraphProto) -> set[str]:
+    """Every name that a node or tensor of the graph has."""
+    names = {i.name for i in graph.initializer} | {v.name for v in (*graph.input, *graph.output)}
+    for node in graph.node:
+        names |= {node.name, *node.input, *node.output}
+    return names | _read(graph)
+
+
+def fresh(names: set[str], wanted: str) -> str:
+    """``wanted`` or the next free name, which is taken from then on."""
+    name, number = wanted, 2
+    while name in names:
+        name, number = f"{wanted}_{number}", number + 1
+    names.add(name)
+    return name
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Nodes without a name, or with one that another has, get their own."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph.node):
+        node.name = fresh(taken, node.name or f"{node.op_type}_{index}")
+
+
+def own_constants(graph: onnx.GraphProto) -> None:
+    """Layers that share a bias but no weight, or a weight along two axes, get copies of their own.
+
+    Exporters merge equal initializers; whoever scales or corrects one layer would change the other.
+    """
+    constants = {i.name: i for i in graph.initializer}
+    taken, roles = names_of(graph), dict[str, dict[object, str]]()
+    for node in graph.node:
+        for slot, name in enumerate(node.input):
+            if name not in constants:
+                continue
+            known = roles.setdefault(name, {})
+            role = _role(node, slot)
+            if role not in known:
+                known[role] = name if not known else fresh(taken, f"{name}_copy")
+                if known[role] != name:
+                    copy = graph.initializer.add()
+                    copy.CopyFrom(constants[name])
+                    copy.name = known[role]
+            node.input[slot] = known[role]
+
+
+def _role(node: onnx.NodeProto, slot: int) -> object:
+    """Equal for two readers that may share a constant."""
+    attributes = _attributes(node)
+    if node.op_type in {"Conv", "ConvTranspose", "Gemm"} and slot == 2:
+        return ("bias of", node.input[1])
+    if node.op_type == "LayerNormalization" and slot:
+        return ("layer norm", node.name)
+    if slot == 1 and node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
+        return {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}.get(
+            node.op_type, 0 if attributes.get("transB", 0) else -1
+        )
+    return "elsewhere"
+
+
 def remove_unused(graph: onnx.GraphProto) -> None:
     """Initializers that no node reads, in branches and loops either."""
     used = {o.name for o in graph.output} | _read(graph)
@@ -113,10 +173,12 @@ def fold_weight_transposes(graph: onnx.GraphProto) -> None:
         for slot, name in enumerate(source.input):
             values = numpy_helper.to_array(constants[name])
             if slot == 0 or blocked:
-                turned = numpy_helper.from_array(np.ascontiguousarray(values.transpose(perm)), f"{name}_t")
-                graph.initializer.append(turned)
-                constants[turned.name] = graph.initializer[-1]
-                source.input[slot] = turned.name
+                turned = f"{name}_turned_{''.join(map(str, perm))}"
+                if turned not in constants:  # layers with equal weights share their codes
+                    array = np.ascontiguousarray(values.transpose(perm))
+                    graph.initializer.append(numpy_helper.from_array(array, turned))
+                    constants[turned] = graph.initializer[-1]
+                source.input[slot] = turned
         for attribute in source.attribute:
             if attribute.name == "axis":
                 attribute.i = perm.index(attribute.i % len(perm))
@@ -170,12 +232,13 @@ def integer_products(graph: onnx.GraphProto) -> None:
     if not dynamic:
         return
     nodes: list[onnx.NodeProto] = []
+    taken = names_of(graph)
     for node in graph.node:
         weight = makers.get(node.input[1]) if node.op_type in {"MatMul", "Gemm"} else None
         if weight is None or weight.op_type != "DequantizeLinear" or node.input[0] not in dynamic:
             nodes.append(node)
             continue
-        nodes += _integer_product(graph, node, dynamic[node.input[0]], weight, constants)
+        nodes += _integer_product(graph, node, dynamic[node.input[0]], weight, constants, taken)
     # What only served the old form goes.
     while True:
         used = {name for node in nodes for name in node.input} | {o.name for o in graph.output}
@@ -195,29 +258,28 @@ def _integer_product(
     quantize: onnx.NodeProto,
     weight: onnx.NodeProto,
     constants: dict[str, TensorProto],
+    taken: set[str],
 ) -> list[onnx.NodeProto]:
     codes, scale, zero = (numpy_helper.to_array(constants[name]) for name in weight.input[:3])
     if node.op_type == "Gemm" and _attributes(node).get("transB", 0):
         codes = codes.T
     name, out = node.name or node.output[0], node.output[0]
-    stored = (
-        (f"{name}_codes", np.ascontiguousarray(codes)),
-        (f"{name}_scale", scale),
-        (f"{name}_zero", zero),
-    )
-    for key, value in stored:
+    stored = [fresh(taken, f"{name}_{part}") for part in ("codes", "scale", "zero")]
+    for key, value in zip(stored, (np.ascontiguousarray(codes), scale, zero), strict=True):
         graph.initializer.append(numpy_helper.from_array(value, key))
     x, x_scale, x_zero = quantize.output
     bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
-    product = f"{out}_product" if bias else out
+    integers, floats, factors = (fresh(taken, f"{out}_{part}") for part in ("integer", "float", "factor"))
+    product = fresh(taken, f"{out}_product") if bias else out
+    make = helper.make_node
     made = [
-        helper.make_node("MatMulInteger", [x, f"{name}_codes", x_zero, f"{name}_zero"], [f"{out}_i"], name),
-        helper.make_node("Cast", [f"{out}_i"], [f"{out}_f"], f"{name}_cast", to=TensorProto.FLOAT),
-        helper.make_node("Mul", [x_scale, f"{name}_scale"], [f"{out}_s"], f"{name}_scales"),
-        helper.make_node("Mul", [f"{out}_f", f"{out}_s"], [product], f"{name}_scaled"),
+        make("MatMulInteger", [x, stored[0], x_zero, stored[2]], [integers], name),
+        make("Cast", [integers], [floats], fresh(taken, f"{name}_cast"), to=TensorProto.FLOAT),
+        make("Mul", [x_scale, stored[1]], [factors], fresh(taken, f"{name}_scales")),
+        make("Mul", [floats, factors], [product], fresh(taken, f"{name}_scaled")),
     ]
     if bias:
-        made.append(helper.make_node("Add", [product, bias], [out], f"{name}_bias_added"))
+        made.append(make("Add", [product, bias], [out], fresh(taken, f"{name}_bias_added")))
     return made
 
 
@@ -231,11 +293,12 @@ def pack_four_bits(model: onnx.ModelProto) -> None:
         if node.op_type == "DequantizeLinear" and _attributes(node).get("block_size", 0)
     ]
     for node in blocked:
-        codes = constants[node.input[0]]
-        values = numpy_helper.to_array(codes)
-        if codes.data_type != TensorProto.INT8 or values.min() < -8 or values.max() > 7:
+        values = numpy_helper.to_array(constants[node.input[0]])
+        if values.min() < -8 or values.max() > 7:
             continue
         for name in (node.input[0], node.input[2]):
+            if constants[name].data_type == TensorProto.INT4:
+                continue  # another layer stores the same codes
             array = numpy_helper.to_array(constants[name])
             packed = helper.make_tensor(name, TensorProto.INT4, array.shape, array.ravel().tolist())
             constants[name].CopyFrom(packed)
@@ -255,7 +318,7 @@ def split_biases(graph: onnx.GraphProto) -> None:
             out, bias = node.output[0], node.input[2]
             del node.input[2:]
             node.output[0] = f"{out}_product"
-            nodes.append(helper.make_node("Add", [f"{out}_product", bias], [out], f"{node.name}_bias"))
+            nodes.append(helper.make_node("Add", [f"{out}_product", bias], [out], f"{out}_bias"))
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)

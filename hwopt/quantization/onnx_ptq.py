@@ -15,14 +15,14 @@ from hwopt.core.hardware import LayerRule, Mode, QuantizationScheme
 from hwopt.core.stage import Progress
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.numerics import scales
-from hwopt.quantization.assign import Assignment, Role, assign
+from hwopt.quantization.assign import Assignment, Role, assign, overrides
 from hwopt.quantization.bias_correction import bias_shifts
 from hwopt.quantization.equalize import equalize
 from hwopt.quantization.fit import rows_of, weight_scale
 from hwopt.quantization.mixed import mixed_rules
 from hwopt.quantization.net import WEIGHTED, Array
 from hwopt.quantization.onnx_export import passes_for_runtimes
-from hwopt.quantization.onnx_net import Batch, OnnxNet
+from hwopt.quantization.onnx_net import Batch, OnnxNet, samples_of
 from hwopt.quantization.onnx_passes import split_biases
 from hwopt.quantization.onnx_write import calibrate_onnx, from_rows, write_qdq
 from hwopt.quantization.sensitivity import LayerNoise
@@ -61,6 +61,8 @@ def quantize_onnx(
     """
     settings = settings or PtqSettings()
     facts: dict[str, JSON] = {}
+    if scheme.weights.block is not None:
+        model = _for_blocks(model)
     if scheme.mode is not Mode.STATIC:
         if settings.mixed is not None:
             settings = _with_mixed(model, scheme, batches, settings, settings.mixed, facts, progress)
@@ -87,6 +89,18 @@ def quantize_onnx(
     result = _once(model, scheme, batches, settings)
     result.facts = facts | result.facts
     return result
+
+
+def _for_blocks(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Scales a block exist from opset 21 on; the operators around them are converted along."""
+    try:
+        converted = onnx.version_converter.convert_version(model, 21)
+    except Exception as error:  # the converter's C++ exceptions have no common type
+        raise StageFailedError(
+            f"scales a block need opset 21, and the model does not convert: {str(error).splitlines()[0]}",
+            fix="leave out block, or export the model with opset 21",
+        ) from error
+    return onnx.shape_inference.infer_shapes(converted)
 
 
 def _with_mixed(
@@ -206,13 +220,16 @@ def _noise(
     exact = _run(model, held)
     net = OnnxNet(model)
     table = assign(net, scheme, settings.rules)
-    layers = [d for d in table.decisions if d.role is Role.WEIGHT and d.operator in WEIGHTED]
+    ruled = overrides(net, settings.rules)
+    layers = [
+        d for d in table.decisions if d.role is Role.WEIGHT and d.operator in WEIGHTED and d.node not in ruled
+    ]
     alone = settings.model_copy(update={"mixed": None, "bias_correction": False})
     result = []
     for d in layers:
         others = "|".join(_escaped(o.node) for o in layers if o.node != d.node)
         rules = (LayerRule(layers=others, keep_float=True),) if others else ()
-        only = alone.model_copy(update={"rules": (*rules, *settings.rules)})
+        only = alone.model_copy(update={"rules": (*settings.rules, *rules)})
         given = _run(_once(model, scheme, held, only).model, held)
         values = net.constant(d.tensor)
         result.append(
@@ -239,7 +256,7 @@ def _first(batches: Sequence[Batch], samples: int) -> list[Batch]:
         if count >= samples:
             break
         kept.append(batch)
-        count += len(next(iter(batch.values())))
+        count += samples_of(batch)
     return kept
 
 

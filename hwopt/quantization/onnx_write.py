@@ -19,7 +19,7 @@ from hwopt.quantization.fit import activation_grid, new_observer, rows_of, weigh
 from hwopt.quantization.net import Op
 from hwopt.quantization.onnx_lstm import dynamic_lstm
 from hwopt.quantization.onnx_net import Batch, OnnxNet
-from hwopt.quantization.onnx_passes import remove_unused
+from hwopt.quantization.onnx_passes import fresh, names_of, remove_unused
 from hwopt.quantization.settings import PtqSettings
 
 Grid = tuple[float, int]  # scale and zero point
@@ -127,13 +127,25 @@ class _Writer:
         self.settings = settings
         self.model, self.net, self.scheme, self.grids = model, net, scheme, grids
         self.nodes = {node.name: node for node in model.graph.node}
+        self.names = names_of(model.graph)
         self.front: list[onnx.NodeProto] = []  # in front of everything
         self.after: dict[str, list[onnx.NodeProto]] = {}  # behind the node that writes a tensor
         self.weight_scales: dict[str, Any] = {}
 
     def store(self, name: str, value: Any) -> str:
+        name = fresh(self.names, name)
         self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
+
+    def node(self, op: str, inputs: list[str], outputs: list[str], name: str) -> onnx.NodeProto:
+        """A node with a name of its own."""
+        return helper.make_node(op, inputs, outputs, fresh(self.names, name))
+
+    def dequantized(self, name: str, inputs: list[str], attributes: dict[str, Any]) -> str:
+        """A stored constant as float; the name of the tensor."""
+        target = fresh(self.names, f"{name}_dq")
+        self.front.append(helper.make_node("DequantizeLinear", inputs, [target], target, **attributes))
+        return target
 
     def weight(self, decision: Decision, users: list[Op]) -> None:
         """Codes in place of floats, and a DequantizeLinear."""
@@ -171,11 +183,9 @@ class _Writer:
             self.store(f"{name}_scale", stored),
             self.store(f"{name}_zero", np.zeros(stored.shape, codes.dtype)),
         ]
-        self.front.append(
-            helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_dq", **attributes)
-        )
+        target = self.dequantized(name, inputs, attributes)
         for op in users:
-            _rewire(self.nodes[op.name], name, f"{name}_dq")
+            _rewire(self.nodes[op.name], name, target)
 
     def _with_room(self, op: Op, scale: Any) -> Any:
         """Scales of channels whose weights are so small that int32 could not hold their bias, raised."""
@@ -184,6 +194,8 @@ class _Writer:
         if bias is None or grid is None or self.scheme.bias != "int32" or len(scale) not in {1, bias.size}:
             return scale
         least = np.abs(bias.ravel().astype(np.float64)) / (grid[0] * _BIAS_ROOM)
+        if self.scheme.scale == "power_of_two":
+            least = np.exp2(np.ceil(np.log2(np.maximum(least, 1e-300))))
         return np.maximum(scale, least if len(scale) == bias.size else least.max())
 
     def bias(self, decision: Decision, op: Op) -> None:
@@ -204,20 +216,17 @@ class _Writer:
             self.store(f"{name}_zero", np.zeros(stored.shape, np.int32)),
         ]
         attributes: dict[str, Any] = {"axis": 0} if stored.ndim else {}
-        self.front.append(
-            helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_dq", **attributes)
-        )
-        _rewire(self.nodes[op.name], decision.tensor, f"{name}_dq", slot=2)
+        _rewire(self.nodes[op.name], decision.tensor, self.dequantized(name, inputs, attributes), slot=2)
 
     def activation(self, decision: Decision, only: set[str] | None) -> None:
         """A Q/DQ pair behind the tensor; what leaves the network under its name is the quantized value."""
         name, scheme = decision.tensor, decision.scheme
         if scheme is None:
             return
-        source, target = name, f"{name}_dq"
+        source, target = name, fresh(self.names, f"{name}_dq")
         readers = [n for n in self.model.graph.node if name in n.input and (only is None or n.name in only)]
         if only is None and name in self.net.outputs:
-            source, target = f"{name}_float", name
+            source, target = fresh(self.names, f"{name}_float"), name
             for node in self.model.graph.node:
                 node.output[:] = [source if o == name else o for o in node.output]
                 node.input[:] = [source if i == name else i for i in node.input]
@@ -229,8 +238,8 @@ class _Writer:
                 _rewire_inside(node, source, target)
         made: list[onnx.NodeProto] = []
         if decision.dynamic:
-            outputs = [f"{name}_codes", f"{name}_scale", f"{name}_zero"]
-            made.append(helper.make_node("DynamicQuantizeLinear", [source], outputs, f"{name}_q"))
+            outputs = [fresh(self.names, f"{name}_{part}") for part in ("codes", "scale", "zero")]
+            made.append(self.node("DynamicQuantizeLinear", [source], outputs, f"{name}_q"))
         else:
             scale, zero = self.grids[name]
             dtype = container(scheme)
@@ -245,12 +254,12 @@ class _Writer:
                     self.store(f"{name}_{end}", np.float32((code - zero) * np.float32(scale)))
                     for end, code in (("low", low), ("high", high))
                 ]
-                made.append(helper.make_node("Clip", [source, *ends], [f"{name}_clip"], f"{name}_clip"))
-                entry = f"{name}_clip"
-            outputs = [f"{name}_codes"]
-            made.append(helper.make_node("QuantizeLinear", [entry, *grid], outputs, f"{name}_q"))
+                entry = fresh(self.names, f"{name}_clip")
+                made.append(self.node("Clip", [source, *ends], [entry], f"{name}_clipping"))
+            outputs = [fresh(self.names, f"{name}_codes")]
+            made.append(self.node("QuantizeLinear", [entry, *grid], outputs, f"{name}_q"))
             outputs = [outputs[0], *grid]
-        made.append(helper.make_node("DequantizeLinear", outputs, [target], f"{name}_dq"))
+        made.append(self.node("DequantizeLinear", outputs, [target], f"{name}_dequantize"))
         self.after[source] = made
 
     def finish(self) -> None:

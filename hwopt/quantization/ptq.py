@@ -14,7 +14,7 @@ from hwopt.core.hardware import LayerRule, Mode, QDType, QuantizationScheme, Ten
 from hwopt.core.stage import Progress
 from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.adaround import adaround
-from hwopt.quantization.assign import Assignment, Role
+from hwopt.quantization.assign import Assignment, Role, overrides
 from hwopt.quantization.bias_correction import bias_shifts
 from hwopt.quantization.equalize import equalize
 from hwopt.quantization.fake_quant import FakeQuant
@@ -26,6 +26,7 @@ from hwopt.quantization.nodes import argument, constant
 from hwopt.quantization.sensitivity import LayerNoise, layer_noise
 from hwopt.quantization.settings import MixedSettings, PtqSettings
 from hwopt.quantization.smooth import smooth
+from hwopt.quantization.tidy import split_biases
 from hwopt.quantization.tune import tuned
 
 _BATCH = 64
@@ -104,6 +105,8 @@ def _once(
     facts: dict[str, JSON] = {}
     with quiet_exporters():  # copying torch.export's tree specs warns about itself
         reference = copy.deepcopy(plain)
+    if scheme.bias == "apart":
+        split_biases(reference)
     if settings.equalize:
         facts["equalized_pairs"] = equalize(FxNet(reference))
     if settings.smooth is not None:
@@ -152,6 +155,9 @@ def _mix(
         graph, table = _calibrated(reference, wide, settings.rules, batches, settings)
         high = layer_noise(reference, graph, table, held)
     bits: tuple[QDType, QDType] = (scheme.weights.type, scheme.activations.type)
+    ruled = overrides(FxNet(reference), settings.rules)  # what the user decided is not decided again
+    open_layers = [i for i, layer in enumerate(low) if layer.node not in ruled]
+    low, high = [low[i] for i in open_layers], [high[i] for i in open_layers]
     return mixed_rules(low, high, bits, mixed), low
 
 

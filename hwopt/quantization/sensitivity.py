@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from hwopt.core.canonical import JSON
 from hwopt.quantization.assign import Assignment, Role
 from hwopt.quantization.fake_quant import FakeQuant, Phase
+from hwopt.quantization.fx_net import FxNet
 from hwopt.quantization.insert import fake_quantizers
 from hwopt.quantization.net import WEIGHTED
 from hwopt.quantization.nodes import behind_padding
@@ -52,6 +53,7 @@ def layer_noise(
     """
     nodes = {node.name: node for node in twin.graph.nodes}
     shapes = {node.name: node.meta.get("val") for node in reference.graph.nodes}
+    ops = {op.name: op for op in FxNet(reference).ops}
     grids = [grid for _, grid in fake_quantizers(twin)]
     result: list[LayerNoise] = []
     with torch.no_grad():
@@ -69,9 +71,12 @@ def layer_noise(
                         grid_here.mode = Phase.QUANTIZE
                 noise = float((_outputs(twin, samples) - exact).square().mean()) / max(power, 1e-30)
                 size = shapes[decision.tensor].numel()
-                out = shapes[decision.node].shape[1:]
-                channels = int(shapes[decision.tensor].shape[decision.axis or 0])
-                positions = int(torch.Size(out).numel()) // channels
+                # A weight works once at every position: of the output, or of the input where transposed.
+                op = ops[decision.node]
+                turned = op.kind == "ConvTranspose"
+                values = shapes[op.inputs[0] if turned else decision.node].shape[1:]
+                channels = shapes[decision.tensor].shape[(op.in_axis if turned else op.axis) or 0]
+                positions = int(torch.Size(values).numel()) // int(channels)
                 result.append(
                     LayerNoise(
                         layer=decision.tensor,

@@ -7,6 +7,7 @@ residual reads the norm too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,11 +26,15 @@ def smooth(net: Net, batches: Iterable[Any], alpha: float) -> int:
         batches: calibration batches; one pass, and one number a channel is kept.
         alpha: how much of the range moves to the weights, 0 to 1; the paper takes 0.5.
     """
-    read_by = readers(net)
+    read_by = readers(net, inside=True)
+    uses = Counter(name for op in net.ops for name in {op.weight, op.bias, *op.parameters} if name)
     chosen: dict[str, tuple[Op, list[Op]]] = {}
     for norm in (op for op in net.ops if op.kind == "LayerNormalization" and op.weight):
         users = read_by.get(norm.output, [])
         linear = [u for u in users if u.kind in {"Gemm", "MatMul"} and u.weight]
+        within = Counter(u.weight for u in linear)
+        # A weight that others read as well must not take the factor.
+        linear = [u for u in linear if u.weight and uses[u.weight] == within[u.weight]]
         if linear:
             chosen[norm.output] = (norm, linear)
     peaks: dict[str, Array] = {}
@@ -45,7 +50,8 @@ def smooth(net: Net, batches: Iterable[Any], alpha: float) -> int:
         reach = np.max([_peaks(w, axis) for w, axis in weights.values()], axis=0)
         s = np.maximum(peaks[name], _LEAST) ** alpha / np.maximum(reach, _LEAST) ** (1 - alpha)
         s = np.maximum(s, _LEAST)
-        if len(linear) == len(read_by[name]) and name not in net.outputs:
+        alone = uses[str(norm.weight)] == 1 and uses[str(norm.bias)] <= 1
+        if alone and len(linear) == len(read_by[name]) and name not in net.outputs:
             for constant in (norm.weight, norm.bias):
                 values = net.constant(constant) if constant else None
                 if constant and values is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from hwopt.quantization.nodes import CONVOLUTIONS, TRANSPOSED, add_constant, argument, constant, set_constant
 
@@ -67,10 +67,59 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
         kwargs = fx.map_arg(node.kwargs, lambda n: constant(graph_module, n))
         with torch.no_grad():
             result = interpreter.call_function(node.target, args, kwargs)
-        new = add_constant(graph_module, f"{node.name}_folded", result.detach().clone().contiguous(), node)
+        trainable = all(isinstance(constant(graph_module, source), nn.Parameter) for source in sources)
+        value_now = result.detach().clone().contiguous()
+        new = add_constant(graph_module, f"{node.name}_folded", value_now, node, trainable=trainable)
         new.meta["val"] = result
         node.replace_all_uses_with(new)
         graph_module.graph.erase_node(node)
+
+
+def own_constants(graph_module: fx.GraphModule) -> None:
+    """Layers that share a bias but no weight, or a weight along two axes, get copies of their own.
+
+    Whoever scales, folds or corrects one layer would change the other. Training no longer ties the copies.
+    """
+    for node in list(graph_module.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        groups: dict[object, list[tuple[fx.Node, int]]] = {}
+        for user in list(node.users):
+            for slot, given in enumerate(user.args):
+                if given is node and user.op == "call_function":
+                    groups.setdefault(_role(user, slot), []).append((user, slot))
+        for group in list(groups.values())[1:]:
+            value = constant(graph_module, node)
+            if value is None:
+                continue
+            copy = add_constant(
+                graph_module,
+                f"{node.name}_copy",
+                value.detach().clone(),
+                group[0][0],
+                trainable=isinstance(value, nn.Parameter),
+            )
+            copy.meta["val"] = node.meta.get("val")
+            # In front of its first reader in the order of execution.
+            order = {n: i for i, n in enumerate(graph_module.graph.nodes)}
+            first = min((user for user, _ in group), key=lambda n: order[n])
+            first.prepend(copy)
+            for user, slot in group:
+                user.update_arg(slot, copy)
+
+
+def _role(user: fx.Node, slot: int) -> object:
+    """Equal for two readers that may share a constant."""
+    layer = user.target in CONVOLUTIONS or user.target is _aten.linear.default
+    if layer and slot == 1:
+        return 1 if user.target in TRANSPOSED else 0
+    if layer and slot == 2:
+        return ("bias of", user.args[1])
+    if user.target in {_aten.matmul.default, _aten.mm.default} and slot == 1:
+        return -1
+    if user.target is _aten.layer_norm.default:
+        return ("layer norm", user)
+    return "elsewhere"
 
 
 def explicit_padding(graph_module: fx.GraphModule) -> None:
@@ -134,9 +183,8 @@ def open_attention(graph_module: fx.GraphModule) -> None:
         scores.meta["val"] = scaled.meta["val"] = q @ k.transpose(-2, -1)
         if causal:
             above = torch.full((rows, columns), float("-inf")).triu(1)
-            mask = add_constant(graph_module, f"{node.name}_mask", above, node)
+            mask = add_constant(graph_module, f"{node.name}_mask", above, node, trainable=False)
             mask.meta["val"] = above
-            graph_module.get_parameter(f"{node.name}_mask").requires_grad_(False)
         with graph.inserting_before(node):
             if mask is not None:
                 masked = graph.call_function(_aten.add.Tensor, (scaled, mask))
@@ -172,7 +220,12 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
         if node.op != "call_function" or node.target is not _aten.batch_norm.default:
             continue
         layer = argument(node, 0)
-        foldable = layer.op == "call_function" and layer.target in CONVOLUTIONS | {_aten.linear.default}
+        plain = layer.op == "call_function" and (
+            layer.target is not _aten.linear.default or node.meta["val"].dim() == 2
+        )  # behind a linear layer on sequences, batch norm works along another axis than its outputs
+        foldable = (
+            plain and layer.op == "call_function" and layer.target in CONVOLUTIONS | {_aten.linear.default}
+        )
         weight = constant(graph_module, argument(layer, 1)) if foldable else None
         if weight is None or len(layer.users) != 1 or len(layer.args[1].users) != 1:
             continue

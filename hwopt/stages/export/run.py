@@ -23,6 +23,7 @@ from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.layer_table import layer_table
 from hwopt.model_check import check_model
+from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.fake_quant import FakeQuant
 from hwopt.quantization.graph import to_graph
 from hwopt.quantization.insert import deployed
@@ -32,6 +33,7 @@ from hwopt.training.loop import logits_of
 # Share of samples that the file as written must predict like the network. Rounding a float sum in another
 # order moves an activation over a code's edge now and then, so quantized logits cannot be held bit for bit.
 LEAST_AGREEMENT = 0.995
+LEAST_DECIBELS = 20.0  # of the file as written against the network; values at code edges cost less
 FLOAT_TOLERANCE = 1e-4  # of the greatest logit
 
 
@@ -153,6 +155,12 @@ def check_parity(
     if not quantized and difference > FLOAT_TOLERANCE * max(1.0, largest):
         raise StageFailedError(
             f"the exported model differs from the network by {difference:.2g} on logits up to {largest:.2g}",
+            fix="the exporter mistranslated an operator; report it with the model",
+        )
+    decibels = sqnr_db(twin, logits)
+    if quantized and decibels < LEAST_DECIBELS:
+        raise StageFailedError(
+            f"the exported model lies {decibels:.1f} dB from the network; rounding explains {LEAST_DECIBELS:g}",
             fix="the exporter mistranslated an operator; report it with the model",
         )
     # One sample may always differ: in a small test split a single near-tie would otherwise fail the export.

@@ -51,7 +51,12 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: QuantizeConfi
         made.facts |= _train(ctx, config, made, data, samples, teacher)
     path, decisions = ctx.workdir / "model.safetensors", ctx.workdir / "decisions.json"
     recipe = checkpoints.quantized_recipe(
-        network.recipe, network.module, scheme, ctx.hardware.name, made.settings.rules
+        network.recipe,
+        network.module,
+        scheme,
+        ctx.hardware.name,
+        made.settings.rules,
+        made.reference.meta.get("scaled", []),
     )
     checkpoints.save(path, made.graph, recipe)
     decisions.write_text(pretty_json([decision.to_json() for decision in made.table.decisions]))
