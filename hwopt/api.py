@@ -18,7 +18,7 @@ from hwopt.core.artifact import Kind
 from hwopt.core.backend import BackendSpec, Optimization, Recipe
 from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
-from hwopt.core.hardware import HardwareProfile
+from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
@@ -26,7 +26,7 @@ from hwopt.data.feeds import feeds, read_feeds
 from hwopt.data.npz import read_arrays
 from hwopt.engine.pipeline import probe
 from hwopt.engine.single import device, runtime_of
-from hwopt.errors import ConfigError
+from hwopt.errors import ConfigError, HwoptError
 from hwopt.model_check import check_model
 from hwopt.plugins import load_reference, resolve
 from hwopt.quantization.onnx_export import write
@@ -127,6 +127,11 @@ def quantize_onnx(
         JSON with the table of decisions and what was tried.
     """
     source, target = Path(model), Path(output)
+    for given in (source, calibration):
+        if isinstance(given, str | Path) and Path(given).resolve() == target.resolve():
+            raise ConfigError(
+                "the output would overwrite the input", where=str(target), fix="choose another -o"
+            )
     config = config or QuantizeConfig()
     device_profile = device(hardware)
     problems = [*check(config, device_profile), *check_input(config, Kind.ONNX)]
@@ -134,15 +139,22 @@ def quantize_onnx(
         raise ConfigError(problems[0][0], fix=problems[0][1])
     check_model(source)
     read = read_onnx(source, fix)
-    needed = config.method == "ptq" or config.mixed is not None or config.smooth is not None
-    batches = _calibration(read, calibration, config) if needed else []
-    made = quantize_model(
-        read,
-        effective_scheme(config, device_profile),
-        batches,
-        config.ptq_settings(),
-        progress=progress,
-    )
+    if not needed_samples(config) and calibration is not None:
+        raise ConfigError(
+            f"method {config.method} needs no samples, so the calibration set would be ignored",
+            fix="leave it out",
+        )
+    batches = _calibration(read, calibration, config) if needed_samples(config) else []
+    try:
+        made = quantize_model(
+            read,
+            effective_scheme(config, device_profile),
+            batches,
+            config.ptq_settings(),
+            progress=progress,
+        )
+    except HwoptError as error:
+        raise error.at(str(source)) from None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write(made.model, path, {"hwopt.scheme": device_profile.name})
@@ -157,6 +169,11 @@ def quantize_onnx(
         "decisions": [decision.to_json() for decision in made.table.decisions],
         **made.facts,
     }
+
+
+def needed_samples(config: QuantizeConfig) -> bool:
+    """Whether the settings measure anything on samples."""
+    return config.method == "ptq" or config.mixed is not None or config.smooth is not None
 
 
 def _calibration(
@@ -183,10 +200,11 @@ def _calibration(
 
 
 def _loads(path: Path, hardware: HardwareProfile) -> None:
-    """A scheme that the runtime cannot execute is found before the file is there."""
-    if "onnxruntime" in hardware.runtimes and probe("onnxruntime").available:
-        backend: BackendSpec = resolve("backend", "onnxruntime")
-        load_reference(backend.load)(path, Recipe(), hardware).close()
+    """A model that a runtime of the device cannot load is found before the file is there."""
+    for name in hardware.runtimes:
+        backend: BackendSpec = resolve("backend", name)
+        if DeviceKind.CPU in backend.kinds and probe(name).available:
+            load_reference(backend.load)(path, Recipe(), hardware).close()
 
 
 def verify(
@@ -264,10 +282,30 @@ def _reference(
     runtime = load_reference(backend.load)(path, recipe, device("generic-cpu"))
     dtypes = runtime.dtypes()
     names = set(runtime.inputs())
-    fixed = {name: np.asarray(value, dtypes[name]) for name, value in fix.items() if name in names}
+    unknown = sorted(set(fix) - names)
+    if unknown:
+        raise ConfigError(
+            f"the reference has no input {unknown[0]!r}",
+            where=str(path),
+            fix=f"its inputs are {', '.join(sorted(names))}",
+        )
+    shapes = runtime.inputs()
+    fixed = {n: np.full([size or 1 for size in shapes[n]], v, dtypes[n]) for n, v in fix.items()}
 
     def onnx_call(given: Mapping[str, Array]) -> Sequence[Array]:
-        outputs: list[Array] = runtime.run({**{k: v for k, v in given.items() if k in names}, **fixed})
+        missing = sorted(names - set(given) - set(fixed))
+        if missing:
+            raise ConfigError(
+                f"the reference has an input {missing[0]!r} that the model has not",
+                where=str(path),
+                fix=f"give its value with --fix {missing[0]}=NUMBER",
+            )
+        try:
+            outputs: list[Array] = runtime.run({**{k: v for k, v in given.items() if k in names}, **fixed})
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+            raise ConfigError(
+                f"the samples do not fit the reference: {str(error).splitlines()[0]}", where=str(path)
+            ) from error
         return outputs
 
     return onnx_call

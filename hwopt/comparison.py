@@ -12,7 +12,7 @@ import numpy as np
 from hwopt.core.backend import NodePrecision, Runtime
 from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
-from hwopt.errors import ConfigError
+from hwopt.errors import ConfigError, StageFailedError
 from hwopt.integer_check import Asked, asked_for_integer, float_operators
 from hwopt.numerics.scales import sqnr_db
 
@@ -60,6 +60,8 @@ def compare(
     counts = {(len(a), len(b)) for a, b in pairs}
     if any(a != b for a, b in counts):
         raise ConfigError(f"the reference has {min(counts)[0]} outputs, the model {min(counts)[1]}")
+    for side, what in ((0, "reference"), (1, "model")):
+        _must_be_finite([pair[side] for pair in pairs], what)
     exact, given = (_joined([pair[side] for pair in pairs]) for side in (0, 1))
     for a, b in zip(exact, given, strict=True):
         if a.shape != b.shape:
@@ -77,6 +79,16 @@ def compare(
         nodes=nodes,
         lost=float_operators(asked_for_integer(model), nodes),
     )
+
+
+def _must_be_finite(outputs: Sequence[Sequence[Array]], what: str) -> None:
+    for call, values in enumerate(outputs):
+        for index, value in enumerate(values):
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise StageFailedError(
+                    f"the {what} gives NaN or infinity: output {index} of call {call}",
+                    fix="look at that input; a model that overflows cannot be compared",
+                )
 
 
 def _joined(outputs: Sequence[Sequence[Array]]) -> list[Array]:

@@ -19,6 +19,8 @@ from hwopt.core.canonical import JSON
 _WEIGHTED: Final = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
 _NUMBERED: Final = re.compile(r"(_token_\d+)+$")
 _JOINED: Final = re.compile(r" \+ |,\s*")
+_INTEGER_BY_NAME: Final = frozenset({"MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM"})
+_BY_NAME: Final = "this runtime has no kernel for activations that are quantized as the model runs"
 _MERGED: Final = frozenset({"Relu", "Clip"})
 # Rewritten by every runtime before it looks for integer operators.
 _HANDS_OUT_FLOATS: Final = frozenset({"Gemm", "MatMul"})
@@ -50,6 +52,10 @@ def asked_for_integer(path: Path) -> list[Asked]:
     constants = {i.name for i in graph.initializer}
     found: list[Asked] = []
     for node in graph.node:
+        if node.op_type in _INTEGER_BY_NAME:
+            asked = [name for name in node.input if name in constants]
+            found.append(Asked(name=node.name, op=node.op_type, stored=tuple(asked), suspicion=_BY_NAME))
+            continue
         if node.op_type not in _WEIGHTED:
             continue
         sources = [makers.get(name) for name in node.input[:2]]

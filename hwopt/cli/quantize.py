@@ -37,9 +37,7 @@ _METHODS: Final = ["ptq", "qat", "dynamic", "weight_only"]
 @click.option(
     "--raise-layers", type=float, metavar="SHARE", help="Mixed precision: share of layers to raise."
 )
-@click.option(
-    "--raise-to", default="int8", show_default=True, help="What raised layers get: a type, or float."
-)
+@click.option("--raise-to", help="What raised layers get: a type, or float; default: int8.")
 @click.option("--epochs", type=int, help="Epochs of qat.")
 @click.option("--calibration-samples", type=int)
 @click.option(
@@ -65,7 +63,7 @@ def quantize(
     adaround: int | None,
     keep_float: tuple[str, ...],
     raise_layers: float | None,
-    raise_to: str,
+    raise_to: str | None,
     epochs: int | None,
     calibration_samples: int | None,
     calibration: Path | None,
@@ -73,6 +71,10 @@ def quantize(
     explain: bool,
 ) -> None:
     """Quantize under the scheme of a device: PROFILE CHECKPOINT, or a float MODEL.onnx by itself."""
+    if raise_to is not None and raise_layers is None:
+        raise ConfigError(
+            "--raise-to raises nothing", where="--raise-to", fix="say how many: --raise-layers 0.2"
+        )
     config: Any = settings(
         "quantize",
         method=method,
@@ -83,13 +85,15 @@ def quantize(
         smooth=smooth,
         adaround=None if adaround is None else {"iterations": adaround},
         rules=tuple({"layers": p, "keep_float": True} for p in keep_float) or None,
-        mixed=None if raise_layers is None else {"layers": raise_layers, "raise_to": raise_to},
+        mixed=None if raise_layers is None else {"layers": raise_layers, "raise_to": raise_to or "int8"},
         epochs=epochs,
         calibration_samples=calibration_samples,
     )
     if output.is_dir() or not output.name:
         raise ConfigError(f"{output} is a folder", where="-o", fix="give the name of a file")
     if len(sources) == 1:
+        if overrides:
+            raise ConfigError("--set changes a profile, and there is none", where="--set", fix="leave it out")
         facts = hwopt.quantize_onnx(
             sources[0],
             output,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -13,6 +13,8 @@ from hwopt.cli.quantize import fixed_input
 from hwopt.config.profile import load
 from hwopt.core.profile import HOST_CPU
 from hwopt.errors import StageFailedError
+
+_NO_OPERATORS: Final = frozenset({"Const", "Input", "Output", "Parameter", "Result"})
 
 
 @click.command()
@@ -31,6 +33,10 @@ from hwopt.errors import StageFailedError
     "--profile", type=click.Path(path_type=Path), help="Of a checkpoint with a network of your own."
 )
 @click.option("--fix", "fixed", multiple=True, metavar="INPUT=VALUE", help="Inputs fixed by quantize --fix.")
+@click.option(
+    "--min-agreement", type=click.FloatRange(0, 1), help="Fail below this share of equal greatest outputs."
+)
+@click.option("--min-sqnr", type=float, default=5.0, show_default=True, help="Fail below this ratio, in dB.")
 @click.option("--allow-float", is_flag=True, help="Accept operators that run in float all the same.")
 @json_option
 def verify(
@@ -40,12 +46,15 @@ def verify(
     target: str,
     profile: Path | None,
     fixed: tuple[str, ...],
+    min_agreement: float | None,
+    min_sqnr: float,
     allow_float: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Show that MODEL computes what its reference does, and in which precision each operator ran.
 
-    Exit code 5 if an operator that the file asks to run in integer runs in float.
+    Exit code 1 if the outputs are too far apart, 5 if an operator that the file asks to run in integer runs
+    in float.
     """
     own = load(profile) if profile is not None else None
     document = hwopt.verify(
@@ -70,6 +79,23 @@ def verify(
             where=str(model),
             fix="leave it in float with quantize --keep-float, or accept it with --allow-float",
         )
+    too_far = _too_far(document, min_agreement, min_sqnr)
+    for text in too_far:
+        click.echo(f"FAIL: {text}", err=True)
+    return 1 if too_far else 0
+
+
+def _too_far(document: dict[str, Any], agreement: float | None, decibels: float) -> list[str]:
+    found = []
+    given = document["agreement"]
+    if agreement is not None and (given is None or given < agreement):
+        found.append(
+            f"agreement is {'not defined' if given is None else f'{given:.2%}'}, asked for {agreement:.2%}"
+        )
+    for index, output in enumerate(document["outputs"]):
+        if output["sqnr_db"] is not None and output["sqnr_db"] < decibels:
+            found.append(f"output {index} is at {output['sqnr_db']:.1f} dB, asked for {decibels:g}")
+    return found
 
 
 def _text(document: dict[str, Any]) -> str:
@@ -86,7 +112,12 @@ def _text(document: dict[str, Any]) -> str:
         )
     worst = ", ".join(f"{w['sample']} ({w['max_difference']:.3g})" for w in document["worst_samples"])
     lines.append(f"worst samples: {worst}")
+    weighted = [node for node in document["nodes"] if node["weighted"]]
+    integer = sum(node["integer"] for node in weighted)
+    lines.append(f"{integer} of {len(weighted)} convolutions and products ran in integer")
     for node in document["nodes"]:
+        if node["op"] in _NO_OPERATORS:
+            continue
         kind = "integer" if node["integer"] else "float"
         mark = "*" if node["weighted"] else " "
         lines.append(f"  {mark} {kind:8s} {node['op']:26s} {node['name']}")

@@ -70,16 +70,25 @@ def feeds(
         raise ConfigError("the set of samples is empty", where=where, fix="give at least one sample")
     for name, shape in shapes.items():
         _fits(name, calls[0][name], shape, where)
+        if given[name].dtype.kind == "f" and not np.isfinite(given[name]).all():
+            raise ConfigError(f"{name} holds NaN or infinity", where=where, fix="remove those samples")
     return calls
 
 
 def _typed(name: str, array: Array, dtype: Any, where: str | None) -> Array:
     wanted = np.dtype(dtype)
+    if array.dtype.kind not in "biuf":
+        raise ConfigError(
+            f"{name} holds {array.dtype}, and the model takes {wanted}",
+            where=where,
+            fix="store plain numbers",
+        )
     if array.dtype == wanted:
         return array
     if wanted.kind != "f" and array.dtype.kind == "f":
         raise ConfigError(f"{name} holds {array.dtype}, and the model takes {wanted}", where=where)
-    return array.astype(wanted)
+    with np.errstate(over="ignore"):  # what overflows is infinite from then on, and is refused below
+        return array.astype(wanted)
 
 
 def _fits(name: str, array: Array, shape: Shape, where: str | None) -> None:
@@ -91,5 +100,3 @@ def _fits(name: str, array: Array, shape: Shape, where: str | None) -> None:
         raise ConfigError(
             f"{name} has the shape {list(array.shape)} in a call, and the model takes {wanted}", where=where
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ConfigError(f"{name} holds NaN or infinity", where=where, fix="remove those samples")

@@ -105,6 +105,10 @@ def _fix_inputs(model: onnx.ModelProto, fixed: Mapping[str, int | float], path: 
         tensor_type = given.type.tensor_type
         shape = [dim.dim_value or 1 for dim in tensor_type.shape.dim]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+        if dtype.kind in "iu" and value != int(value):
+            raise ConfigError(
+                f"{name} is {value}, and the model takes {dtype}", where=str(path), fix="give a whole number"
+            )
         model.graph.input.remove(given)
         model.graph.initializer.append(numpy_helper.from_array(np.full(shape, value, dtype), name))
 

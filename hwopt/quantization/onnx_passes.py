@@ -284,25 +284,42 @@ def _integer_product(
 
 
 def pack_four_bits(model: onnx.ModelProto) -> None:
-    """Weights in blocks whose codes fit into four bits are stored as INT4, two codes a byte; opset 21."""
+    """Weights of float products whose codes fit into four bits are stored as INT4; opset 21.
+
+    Products with quantized inputs keep 8-bit containers, which integer kernels read.
+    """
     graph = model.graph
     constants = {i.name: i for i in graph.initializer}
-    blocked = [
-        node
-        for node in graph.node
-        if node.op_type == "DequantizeLinear" and _attributes(node).get("block_size", 0)
-    ]
-    for node in blocked:
+    makers = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    packed: set[str] = set()
+    blocked = False
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or any(name not in constants for name in node.input):
+            continue
+        blocked = blocked or bool(_attributes(node).get("block_size", 0))
+        users = readers.get(node.output[0], [])
+        fronts = [makers.get(user.input[0]) for user in users if user.op_type in {"MatMul", "Gemm"}]
+        in_float = len(fronts) == len(users) and all(
+            f is None or f.op_type != "DequantizeLinear" for f in fronts
+        )
         values = numpy_helper.to_array(constants[node.input[0]])
-        if values.min() < -8 or values.max() > 7:
+        fits = values.dtype.kind == "i" or constants[node.input[0]].data_type == TensorProto.INT4
+        if not users or not in_float or not fits or values.ndim < 2 or values.min() < -8 or values.max() > 7:
             continue
         for name in (node.input[0], node.input[2]):
-            if constants[name].data_type == TensorProto.INT4:
-                continue  # another layer stores the same codes
-            array = numpy_helper.to_array(constants[name])
-            packed = helper.make_tensor(name, TensorProto.INT4, array.shape, array.ravel().tolist())
-            constants[name].CopyFrom(packed)
-    if blocked:
+            if constants[name].data_type != TensorProto.INT4:  # else another layer stores the same
+                array = numpy_helper.to_array(constants[name])
+                constants[name].CopyFrom(
+                    helper.make_tensor(name, TensorProto.INT4, array.shape, array.ravel().tolist())
+                )
+                packed.add(name)
+    for value in [v for v in graph.value_info if v.name in packed]:
+        graph.value_info.remove(value)  # torch's exporter lists weights there, as INT8
+    if packed or blocked:
         for opset in model.opset_import:
             if opset.domain == "" and opset.version < _INT4_OPSET:
                 opset.version = _INT4_OPSET

@@ -61,7 +61,7 @@ def quantize_onnx(
     """
     settings = settings or PtqSettings()
     facts: dict[str, JSON] = {}
-    if scheme.weights.block is not None:
+    if scheme.mode is Mode.WEIGHT_ONLY and (scheme.weights.block or scheme.weights.type.bits <= 4):
         model = _for_blocks(model)
     if scheme.mode is not Mode.STATIC:
         if settings.mixed is not None:
@@ -92,13 +92,14 @@ def quantize_onnx(
 
 
 def _for_blocks(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Scales a block exist from opset 21 on; the operators around them are converted along."""
+    """Scales a block and 4-bit types came with opset 21; the operators around are converted along."""
     try:
         converted = onnx.version_converter.convert_version(model, 21)
     except Exception as error:  # the converter's C++ exceptions have no common type
         raise StageFailedError(
-            f"scales a block need opset 21, and the model does not convert: {str(error).splitlines()[0]}",
-            fix="leave out block, or export the model with opset 21",
+            "scales a block and 4 bits need opset 21, and the model does not convert: "
+            + str(error).splitlines()[0],
+            fix="use int8 without block, or export the model with opset 21",
         ) from error
     return onnx.shape_inference.infer_shapes(converted)
 
@@ -147,9 +148,11 @@ def _once(
         facts["smoothed_norms"] = smooth(net, batches, settings.smooth)
     table = assign(net, scheme, settings.rules)
     if not any(d.scheme is not None for d in table.decisions):
+        reasons = {f"{d.operator}: {d.rule}" for d in table.decisions}
         raise StageFailedError(
-            "nothing in this model can be quantized under the scheme",
-            fix="look at `hwopt quantize --explain`, or choose another method",
+            "nothing in this model can be quantized: "
+            + ("; ".join(sorted(reasons)[:4]) or "it has no convolution and no product with weights"),
+            fix="convert half-precision weights to float32, or choose another --method",
         )
     grids = calibrate_onnx(net, table, scheme, batches, settings)
     if settings.bias_correction and scheme.mode is Mode.STATIC:

@@ -43,7 +43,11 @@ def smooth(net: Net, batches: Iterable[Any], alpha: float) -> int:
         peak = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
         peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
 
-    if chosen and net.observe(batches, list(chosen), see) == 0:
+    if not chosen:
+        raise ConfigError(
+            "SmoothQuant finds no layer norm in front of linear layers of its own", fix="leave out smooth"
+        )
+    if net.observe(batches, list(chosen), see) == 0:
         raise ConfigError("SmoothQuant needs samples", fix="give samples to calibrate on")
     for name, (norm, linear) in chosen.items():
         weights = {u.weight: (net.constant(str(u.weight)), u.in_axis) for u in linear}

@@ -34,6 +34,7 @@ def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
                 fill(handle)
                 handle.flush()
                 os.fsync(handle.fileno())
+            temporary.chmod(0o666 & ~_umask())  # as any other new file; mkstemp's is for its owner alone
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -45,6 +46,13 @@ def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             os.close(folder)
     except OSError as error:
         raise explained(error, path) from error
+
+
+def _umask() -> int:
+    """The process's mask; reading it means setting it, so it is set back at once."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def explained(error: OSError, path: Path) -> Exception:

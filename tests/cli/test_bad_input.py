@@ -281,7 +281,7 @@ def test_every_problem_at_once(tmp_path: Path, command: Command) -> None:
         (("bench", "text.onnx", "--target", "zcu104"), 6, "not an ONNX file"),
         (("pipeline", "validate", "p.yaml", "--set", "epochs"), 2, "--set section.key=value"),
         (("pipeline", "validate", "p.yaml", "--set", "train.epochs=x"), 2, "epochs"),
-        (("export", "p.yaml", "text.onnx", "-o", "o.onnx"), 6, "not a safetensors file"),
+        (("export", "p.yaml", "text.onnx", "-o", "o.onnx"), 6, "not an ONNX file"),
         (("quantize", "p.yaml", "text.onnx", "-o", "."), 2, "is a folder"),
         (("pipeline", "validate", "p.yaml", "--set", "data.path=" + "x" * 5000), 2, "unknown key 'path'"),
     ],

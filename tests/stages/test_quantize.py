@@ -149,7 +149,7 @@ def test_facts_say_what_was_done(source: Artifact, tmp_path: Path) -> None:
         ({"method": "ptq", "epochs": 3}, "does not train"),
         ({"method": "dynamic", "observer": "mse"}, "neither trains nor has scales"),
         ({"method": "weight_only", "activations": "uint8"}, "neither trains nor calibrates"),
-        ({"block": 32}, "has a scale a channel"),
+        ({"block": 32}, "a scale a channel"),
         ({"method": "qat", "adaround": {}}, "learns its rounding"),
         ({"observer": "mean"}, "unknown observer"),
         ({"observer": {"name": "mse", "percentile": 99.0}}, "takes no option"),

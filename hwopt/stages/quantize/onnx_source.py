@@ -40,7 +40,8 @@ def quantize_source(
         config.ptq_settings(),
         progress=ctx.progress,
     )
-    ctx.progress(f"quantize: {len(made.table.decisions)} decisions, {len(order)} samples")
+    used = f", {len(order)} samples" if config.method == "ptq" else ""
+    ctx.progress(f"quantize: {len(made.table.decisions)} decisions{used}")
     path, decisions = ctx.workdir / "model.onnx", ctx.workdir / "decisions.json"
     write(made.model, path, {})
     decisions.write_text(pretty_json([decision.to_json() for decision in made.table.decisions]))

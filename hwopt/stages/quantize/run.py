@@ -43,7 +43,8 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: QuantizeConfi
         seed=ctx.seed,
         progress=ctx.progress,
     )
-    ctx.progress(f"quantize: {len(made.table.decisions)} decisions, {len(chosen)} samples")
+    used = f", {len(chosen)} samples" if config.method in {"ptq", "qat"} else ""
+    ctx.progress(f"quantize: {len(made.table.decisions)} decisions{used}")
     if config.method == "qat":
         teacher = None
         if config.distill is not None:

@@ -44,7 +44,7 @@ _SERVES_OTHERS: Final = {
     "weight_only": _TRAINING | _CALIBRATION | {"activations", "smooth"},
 }
 _WHY: Final = {
-    "ptq": "does not train, and has a scale a channel",
+    "ptq": "does not train, and stores weights with a scale a channel",
     "qat": "learns its rounding, and has a scale a channel",
     "dynamic": "neither trains nor has scales to calibrate",
     "weight_only": "neither trains nor calibrates",
@@ -57,7 +57,8 @@ class QuantizeConfig(PtqSettings):
     method: Literal["ptq", "qat", "dynamic", "weight_only"] = "ptq"
     weights: str | None = None  # for example int4
     activations: str | None = None
-    block: Annotated[int, Field(ge=16)] | None = None  # weight_only: input channels that share a scale
+    # weight_only: input channels that share a scale, a power of two
+    block: Literal[16, 32, 64, 128, 256, 512] | None = None
     allow_float: bool = False  # accept operators that the runtime runs in float all the same
     calibration_samples: Annotated[int, Field(ge=1)] = 512
     # The following serve QAT only.
@@ -123,7 +124,8 @@ def effective_scheme(config: QuantizeConfig, hardware: HardwareProfile) -> Quant
         weights = TensorScheme(
             dtype=config.weights or "int8", symmetric=True, granularity="channel", block=config.block
         )
-        return scheme.model_copy(update={"weights": weights, "mode": Mode.WEIGHT_ONLY})
+        why = "stored in few bits; the arithmetic is float"
+        return scheme.model_copy(update={"weights": weights, "mode": Mode.WEIGHT_ONLY, "why": why})
     if config.weights is not None:
         weights = weights.with_dtype(config.weights)
     if config.activations is not None:
@@ -142,11 +144,34 @@ def check(config: QuantizeConfig, hardware: HardwareProfile | None) -> list[tupl
         problems.append(
             (f"method {config.method} is for CPUs, and {hardware.name} is none", "use method: ptq or qat")
         )
+    if config.method in {"dynamic", "weight_only"} and hardware.runtimes[:1] not in {(), ("onnxruntime",)}:
+        problems.append(
+            (
+                f"method {config.method} has kernels in ONNX Runtime, and {hardware.name} runs "
+                f"{hardware.runtimes[0]}",
+                "use method: ptq, or a target that runs onnxruntime",
+            )
+        )
     if config.method == "weight_only":
-        if config.weights not in {None, "int4", "int8"}:
-            problems.append((f"weight_only weights are {config.weights}", "choose int4 or int8"))
+        asked_types = [
+            ("weights", config.weights),
+            *((f"weights of {r.layers}", r.weights) for r in config.rules),
+        ]
+        for name, asked in asked_types:
+            if asked not in {None, "int4", "int8"}:
+                problems.append((f"weight_only {name} are {asked}", "choose int4 or int8"))
+        if any(rule.activations for rule in config.rules):
+            problems.append(("weight_only leaves activations in float", "remove activations from the rules"))
         return problems
     mixed = config.mixed
+    if (
+        mixed is not None
+        and mixed.activations is None
+        and mixed.raise_to == (config.weights or scheme.weights.dtype)
+    ):
+        problems.append(
+            (f"mixed raises {mixed.raise_to} to {mixed.raise_to}, which changes nothing", "raise_to: float")
+        )
     raised = None if mixed is None or mixed.raise_to == "float" else mixed.raise_to
     families: list[tuple[str, str | None, TensorScheme]] = [
         ("weights", config.weights, scheme.weights),
@@ -175,7 +200,8 @@ def check_input(config: QuantizeConfig, kind: Kind) -> list[tuple[str, str]]:
         name for name, asked in (("qat", config.method == "qat"), ("adaround", config.adaround)) if asked
     ]
     if kind is Kind.ONNX and needs:
-        return [(f"{needs[0]} needs the torch module, and the model is an ONNX file", "use method: ptq")]
+        fix = "remove adaround" if needs == ["adaround"] else "use method: ptq"
+        return [(f"{needs[0]} needs the torch module, and the model is an ONNX file", fix)]
     return []
 
 
