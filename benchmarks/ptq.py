@@ -66,7 +66,7 @@ def other(python: str, script: str, *arguments: str) -> str | None:
         **os.environ,
         "CI": "true",
         "OMP_NUM_THREADS": "2",
-        "PYTHONPATH": str(OTHERS.parent.parent),
+        "PYTHONPATH": path,
     }
     done = subprocess.run(
         [python, str(OTHERS / script), *arguments],
