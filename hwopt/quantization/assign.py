@@ -5,14 +5,13 @@ Pure: reads the network, changes nothing, and returns a table that can be printe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hwopt.core.canonical import JSON
 from hwopt.core.hardware import LayerRule, Mode, QuantizationScheme, TensorScheme
-from hwopt.errors import ConfigError
+from hwopt.quantization.eligible import is_depthwise, overrides, worth_it
 from hwopt.quantization.net import TRANSPARENT, WEIGHTED, Net, Op, makers, readers
 
 _INT32 = TensorScheme(dtype="int32", symmetric=True, granularity="channel")
@@ -99,9 +98,9 @@ def assign(net: Net, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
         operators = {"Gemm", "MatMul", "LSTM" if scheme.mode is Mode.DYNAMIC else "Gather"}
     chosen = [op for op in net.ops if op.kind in operators and op.name not in kept]
     if scheme.depthwise == "float":
-        chosen = [op for op in chosen if not _is_depthwise(net, op)]
+        chosen = [op for op in chosen if not is_depthwise(net, op)]
     if scheme.mode is Mode.STATIC:
-        chosen = _worth_it(net, chosen)
+        chosen = worth_it(net, chosen)
     else:
         chosen = [op for op in chosen if op.weight is not None]
     result = Assignment(chosen=[op.name for op in chosen])
@@ -114,77 +113,6 @@ def assign(net: Net, scheme: QuantizationScheme, rules: Sequence[LayerRule] = ()
         _activations_at_outputs(net, chosen, scheme, override, result)
     _left_in_float(net, chosen, scheme, override, result)
     return result
-
-
-def _is_depthwise(net: Net, op: Op) -> bool:
-    values = net.constant(op.weight) if op.groups > 1 and op.weight else None
-    return values is not None and values.shape[1] == 1
-
-
-_PASSED = TRANSPARENT | {"Relu", "Clip"}
-
-
-def _worth_it(net: Net, chosen: list[Op]) -> list[Op]:
-    """Weighted operators, and of the others those that stand between integer operators.
-
-    An addition or a product inside float arithmetic (layer norm, a magnitude, a gate) gains nothing from
-    eight bits and loses range: each of its inputs must be there in integer anyway, and somebody must want its
-    output so.
-    """
-    read_by, made_by = readers(net), makers(net)
-    taken = {op.name for op in chosen}
-    weighted = {op.name for op in chosen if op.kind in WEIGHTED}
-
-    def comes_in_integer(tensor: str) -> bool:
-        while True:
-            if any(op.name in weighted for op in read_by.get(tensor, [])):
-                return True
-            maker = made_by.get(tensor)
-            if maker is None:
-                return False
-            if maker.name in taken:
-                return True
-            if maker.kind not in _PASSED or not maker.inputs:
-                return False
-            tensor = maker.inputs[0]
-
-    def is_wanted(tensor: str) -> bool:
-        users = read_by.get(tensor, [])
-        return any(op.name in taken or (op.kind in _PASSED and is_wanted(op.output)) for op in users)
-
-    while True:
-        lost = {
-            op.name
-            for op in chosen
-            if op.name in taken
-            and op.kind not in WEIGHTED
-            and not (all(comes_in_integer(name) for name in op.inputs) and is_wanted(op.output))
-        }
-        if not lost:
-            return [op for op in chosen if op.name in taken]
-        taken -= lost
-
-
-def overrides(net: Net, rules: Sequence[LayerRule]) -> dict[str, LayerRule]:
-    """Operator name to the first rule that matches the name of its weight, or its own."""
-    found: dict[str, LayerRule] = {}
-    used: set[int] = set()
-    for op in net.ops:
-        for index, rule in enumerate(rules):
-            if any(re.fullmatch(rule.layers, name) for name in (op.weight, op.name) if name) and (
-                not rule.operators or op.kind in rule.operators
-            ):
-                used.add(index)
-                found.setdefault(op.name, rule)
-                break
-    for index, rule in enumerate(rules):
-        if index not in used:
-            layers = [op.weight for op in net.ops if op.weight]
-            raise ConfigError(
-                f"the rule for layers {rule.layers!r} matches no layer that an earlier rule does not take",
-                fix=f"the layers are {', '.join(layers[:12])}{' …' if len(layers) > 12 else ''}",
-            )
-    return found
 
 
 def _weights(

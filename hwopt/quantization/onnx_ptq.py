@@ -15,8 +15,9 @@ from hwopt.core.hardware import LayerRule, Mode, QuantizationScheme
 from hwopt.core.stage import Progress
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.numerics import scales
-from hwopt.quantization.assign import Assignment, Role, assign, overrides
+from hwopt.quantization.assign import Assignment, Role, assign
 from hwopt.quantization.bias_correction import bias_shifts
+from hwopt.quantization.eligible import overrides
 from hwopt.quantization.equalize import equalize
 from hwopt.quantization.fit import rows_of, weight_scale
 from hwopt.quantization.mixed import mixed_rules

@@ -14,8 +14,9 @@ from hwopt.core.hardware import LayerRule, Mode, QDType, QuantizationScheme, Ten
 from hwopt.core.stage import Progress
 from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.adaround import adaround
-from hwopt.quantization.assign import Assignment, Role, overrides
+from hwopt.quantization.assign import Assignment, Role
 from hwopt.quantization.bias_correction import bias_shifts
+from hwopt.quantization.eligible import overrides
 from hwopt.quantization.equalize import equalize
 from hwopt.quantization.fake_quant import FakeQuant
 from hwopt.quantization.fx_net import FxNet

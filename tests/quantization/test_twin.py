@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from hwopt.quantization.graph import to_graph
 from hwopt.quantization.insert import calibrate, deployed, insert
 from hwopt.quantization.onnx_export import export_onnx
 from hwopt.testing.models import SAMPLE_SHAPE, images, quantized_model, tiny_net
+from tests.quantization.nets import Lambda
 
 HOST_SCHEMES = ["x86-avx2", "x86-avx512-vnni", "generic-cpu"]
 
@@ -217,19 +217,6 @@ def test_a_layer_called_twice_has_a_bias_scale_for_each_call(tmp_path: Path) -> 
     with torch.no_grad():
         twin = graph(images()).numpy()
     np.testing.assert_allclose(reference.run({"input": images().numpy()})[0], twin, atol=1e-4)
-
-
-class Lambda(nn.Module):
-    """A forward function with layers."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 def attention(m: Any, x: Tensor) -> Tensor:
