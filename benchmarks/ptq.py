@@ -79,19 +79,21 @@ def other(python: str, script: str, *arguments: str) -> str | None:
 
 
 def outputs(runtime: Any, x: np.ndarray) -> np.ndarray:
-    return np.concatenate([runtime.run({"input": x[i : i + 1]})[0] for i in range(len(x))])
+    (name,) = runtime.inputs()
+    return np.concatenate([runtime.run({name: x[i : i + 1]})[0] for i in range(len(x))])
 
 
 def ratio(runtime: Any, baseline: Any, x: np.ndarray) -> float:
     """Median over rounds of neighbouring runs, each side first in turn."""
-    feed = {"input": x[:1]}
+    feeds = {id(side): {next(iter(side.inputs())): x[:1]} for side in (runtime, baseline)}
     found = []
     for index in range(ROUNDS + 5):
         times = {}
         for side in ("a", "b") if index % 2 else ("b", "a"):
             start = time.perf_counter()
             for _ in range(nets.REPEATS if x[0].size < 5000 else 1):
-                (runtime if side == "a" else baseline).run(feed)
+                chosen = runtime if side == "a" else baseline
+                chosen.run(feeds[id(chosen)])
             times[side] = time.perf_counter() - start
         if index >= 5:
             found.append(times["a"] / times["b"])

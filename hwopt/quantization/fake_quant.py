@@ -182,6 +182,8 @@ class FakeQuant(nn.Module):
         if self.mode is Phase.OFF:
             return x
         elements = x.numel() // max(x.shape[0], 1) if self.axis is None else x.numel() // x.shape[self.axis]
+        if self.training and torch.is_grad_enabled() and self.in_axis is None:
+            return self._in_training(x, self.damping(elements))
         result: Tensor = _RoundToGrid.apply(
             self.in_rows(x),
             self.effective_scale(),
@@ -191,6 +193,24 @@ class FakeQuant(nn.Module):
             self.damping(elements),
         )
         return self.from_rows(result, x.shape)
+
+    def _in_training(self, x: Tensor, damping: float) -> Tensor:
+        """The same in one pass over memory, by ATen's kernels for learned scales and zero points.
+
+        They multiply by the scale's inverse where ONNX divides: a value at a code's edge may fall on the other
+        side. That does not matter to a step of training; what is evaluated and deployed divides.
+        """
+        scale, zero = self.effective_scale().flatten(), self.zero_point
+        if self.axis is None:
+            fused: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
+                x, scale.reshape(1), zero.reshape(1), self.low, self.high, damping
+            )
+            return fused
+        zeros = zero.expand(scale.shape).contiguous()
+        fused = torch._fake_quantize_learnable_per_channel_affine(
+            x, scale, zeros, self.axis, self.low, self.high, damping
+        )
+        return fused
 
     def in_rows(self, x: Tensor) -> Tensor:
         """A blocked weight with its blocks in an axis of their own; any other tensor as it is."""

@@ -86,3 +86,34 @@ def test_stored_constant_equals_the_fake_quantized_one() -> None:
     grid.set_scale(torch.tensor([0.1, 0.03, 0.5, 0.011]))
     stored = Constant(grid.codes(w), grid.effective_scale().flatten(), 0)
     assert torch.equal(stored(), grid(w))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shape", "axis"),
+    [
+        (U8, (16, 4, 7, 7), None),
+        (S8, (8, 4, 3, 3), 0),
+        (TensorScheme(dtype="int4", symmetric=True, granularity="channel", range=(-7, 7)), (5, 16), 1),
+    ],
+)
+def test_the_fused_step_has_the_gradients_of_the_exact_one(
+    scheme: TensorScheme, shape: tuple[int, ...], axis: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    seen = []
+    for training in (True, False):
+        grid = FakeQuant(scheme, axis=axis, shape=shape)
+        grid.set_scale(torch.full(grid.log2_scale.shape, 0.023))  # many values outside
+        if axis is None:
+            grid.set_zero_point(100)
+            grid.learn_zero_point()
+        grid.train(training)
+        given = x.clone().requires_grad_()
+        y = grid(given)
+        (y * weight).sum().backward()
+        seen.append((y.detach(), given.grad, grid.log2_scale.grad, grid.zero_share.grad))
+    for fused, exact in zip(*seen, strict=True):
+        if exact is not None:
+            # Sums in another order; a value at a code's edge would show as a step of 0.023.
+            torch.testing.assert_close(fused, exact, atol=1e-5, rtol=1e-5)
