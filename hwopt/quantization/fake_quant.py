@@ -197,20 +197,17 @@ class FakeQuant(nn.Module):
     def _in_training(self, x: Tensor, damping: float) -> Tensor:
         """The same in one pass over memory, by ATen's kernels for learned scales and zero points.
 
-        They multiply by the scale's inverse where ONNX divides: a value at a code's edge may fall on the other
-        side. That does not matter to a step of training; what is evaluated and deployed divides.
+        They multiply by the scale's inverse where ONNX divides: a value at a code's edge may fall on the
+        other side. That does not matter to a step of training; what is evaluated and deployed divides.
         """
         scale, zero = self.effective_scale().flatten(), self.zero_point
+        ends = (self.low, self.high, damping)
         if self.axis is None:
-            fused: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
-                x, scale.reshape(1), zero.reshape(1), self.low, self.high, damping
+            return torch._fake_quantize_learnable_per_tensor_affine(
+                x, scale.reshape(1), zero.reshape(1), *ends
             )
-            return fused
         zeros = zero.expand(scale.shape).contiguous()
-        fused = torch._fake_quantize_learnable_per_channel_affine(
-            x, scale, zeros, self.axis, self.low, self.high, damping
-        )
-        return fused
+        return torch._fake_quantize_learnable_per_channel_affine(x, scale, zeros, self.axis, *ends)
 
     def in_rows(self, x: Tensor) -> Tensor:
         """A blocked weight with its blocks in an axis of their own; any other tensor as it is."""
