@@ -30,7 +30,9 @@ def main() -> None:
     for model in models:
         given = outputs(model, x)
         decibels = 10 * np.log10((exact**2).mean() / ((exact - given) ** 2).mean())
-        print(f"{Path(model).name}: {decibels:.1f} dB, agreement {np.mean(exact.argmax(1) == given.argmax(1)):.4f}")
+        print(
+            f"{Path(model).name}: {decibels:.1f} dB, agreement {np.mean(exact.argmax(1) == given.argmax(1)):.4f}"
+        )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ _METHODS: Final = ["ptq", "qat", "dynamic", "weight_only"]
     "--raise-layers", type=float, metavar="SHARE", help="Mixed precision: share of layers to raise."
 )
 @click.option("--raise-to", help="What raised layers get: a type, or float; default: int8.")
+@click.option(
+    "--latency", type=float, metavar="FACTOR", help="Raise within this multiple of the integer time."
+)
 @click.option("--epochs", type=int, help="Epochs of qat.")
 @click.option("--calibration-samples", type=int)
 @click.option(
@@ -64,6 +67,7 @@ def quantize(
     keep_float: tuple[str, ...],
     raise_layers: float | None,
     raise_to: str | None,
+    latency: float | None,
     epochs: int | None,
     calibration_samples: int | None,
     calibration: Path | None,
@@ -71,10 +75,14 @@ def quantize(
     explain: bool,
 ) -> None:
     """Quantize under the scheme of a device: PROFILE CHECKPOINT, or a float MODEL.onnx by itself."""
-    if raise_to is not None and raise_layers is None:
+    if raise_to is not None and raise_layers is None and latency is None:
         raise ConfigError(
             "--raise-to raises nothing", where="--raise-to", fix="say how many: --raise-layers 0.2"
         )
+    mixed = None
+    if raise_layers is not None or latency is not None:
+        given = "float" if latency is not None else "int8"
+        mixed = {"layers": raise_layers, "latency": latency, "raise_to": raise_to or given}
     config: Any = settings(
         "quantize",
         method=method,
@@ -85,7 +93,7 @@ def quantize(
         smooth=smooth,
         adaround=None if adaround is None else {"iterations": adaround},
         rules=tuple({"layers": p, "keep_float": True} for p in keep_float) or None,
-        mixed=None if raise_layers is None else {"layers": raise_layers, "raise_to": raise_to or "int8"},
+        mixed=mixed,
         epochs=epochs,
         calibration_samples=calibration_samples,
     )

@@ -59,12 +59,14 @@ def mixed_rules(
     high: Sequence[LayerNoise],
     bits: tuple[QDType, QDType],
     settings: MixedSettings,
+    seconds: tuple[Sequence[float], float] | None = None,
 ) -> list[LayerRule]:
     """One rule for each layer to raise.
 
     Args:
         low: noise at the scheme's types; ``high`` the same layers at the raised ones.
         bits: the scheme's weight and activation types.
+        seconds: what raising each layer costs, and what the uniform version takes; for a latency budget.
     """
     gain = np.asarray([max(a.noise - b.noise, 0.0) for a, b in zip(low, high, strict=True)])
     weights = np.asarray([layer.weights for layer in low], np.float64)
@@ -81,6 +83,9 @@ def mixed_rules(
         now = float(macs.sum()) * bits[0].bits * bits[1].bits
         extra = macs * (wide * wide - bits[0].bits * bits[1].bits)
         limits.append(Limit("bit operations", extra, now * (settings.bit_operations - 1)))
+    if settings.latency is not None and seconds is not None:
+        extra_time, whole = seconds
+        limits.append(Limit("latency", np.asarray(extra_time), whole * (settings.latency - 1)))
     chosen = choose(gain, limits)
     rules = []
     for index in chosen:

@@ -20,6 +20,7 @@ from hwopt.quantization.bias_correction import bias_shifts
 from hwopt.quantization.eligible import overrides
 from hwopt.quantization.equalize import equalize
 from hwopt.quantization.fit import rows_of, weight_scale
+from hwopt.quantization.layer_time import layer_times
 from hwopt.quantization.mixed import mixed_rules
 from hwopt.quantization.net import WEIGHTED, Array
 from hwopt.quantization.onnx_export import passes_for_runtimes
@@ -209,7 +210,38 @@ def _mix(
             activations = activations.with_dtype(mixed.activations)
         wide = {"weights": scheme.weights.with_dtype(mixed.raise_to), "activations": activations}
         high = _noise(model, scheme.model_copy(update=wide), batches, settings, mixed.samples)
-    return mixed_rules(low, high, (scheme.weights.type, scheme.activations.type), mixed), low
+    seconds = None
+    if mixed.latency is not None:
+        seconds = _costs(model, scheme, batches, settings, mixed, [layer.layer for layer in low])
+    bits = (scheme.weights.type, scheme.activations.type)
+    return mixed_rules(low, high, bits, mixed, seconds), low
+
+
+def _costs(
+    model: onnx.ModelProto,
+    scheme: QuantizationScheme,
+    batches: Sequence[Batch],
+    settings: PtqSettings,
+    mixed: MixedSettings,
+    layers: Sequence[str],
+) -> tuple[list[float], float]:
+    """Seconds that raising each layer to float costs, and seconds of the uniform version, on this machine."""
+    if mixed.raise_to != "float":
+        raise ConfigError(
+            f"a latency budget is about integer and float; raise_to is {mixed.raise_to}",
+            fix="raise_to: float",
+        )
+    call = {name: value[:1] if _is_free(model, name) else value for name, value in batches[0].items()}
+    uniform = _once(model, scheme, batches, settings.model_copy(update={"mixed": None})).model
+    fast, whole = layer_times(uniform, call, layers)
+    slow, _ = layer_times(model, call, layers)
+    return [slow.get(layer, 0.0) - fast.get(layer, 0.0) for layer in layers], whole
+
+
+def _is_free(model: onnx.ModelProto, name: str) -> bool:
+    """Whether the first axis of an input is a free batch."""
+    dims = next(i for i in model.graph.input if i.name == name).type.tensor_type.shape.dim
+    return len(dims) > 0 and not dims[0].HasField("dim_value")
 
 
 def _noise(

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from hwopt.core.canonical import JSON
 from hwopt.core.hardware import LayerRule, Mode, QDType, QuantizationScheme, TensorScheme
 from hwopt.core.stage import Progress
+from hwopt.errors import ConfigError
 from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.adaround import adaround
 from hwopt.quantization.assign import Assignment, Role
@@ -141,6 +142,11 @@ def _mix(
     samples: Tensor,
 ) -> tuple[list[LayerRule], list[LayerNoise]]:
     """Rules for the layers to raise, and the noise of all layers at the scheme's types."""
+    if mixed.latency is not None:
+        raise ConfigError(
+            "a latency budget needs layers that can be timed, in an ONNX file",
+            fix="export the float model and use `hwopt quantize MODEL.onnx`, or budget bytes",
+        )
     graph, table = _calibrated(reference, scheme, settings.rules, batches, settings)
     held = samples[: mixed.samples]
     low = layer_noise(reference, graph, table, held)

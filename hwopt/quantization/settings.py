@@ -78,6 +78,8 @@ class MixedSettings(Settings):
     bytes: Annotated[int, Field(gt=0)] | None = None  # greatest size of all weights
     # Greatest sum of MACs × weight bits × activation bits, as a multiple of the uniform version's.
     bit_operations: Annotated[float, Field(ge=1)] | None = None
+    # Greatest latency as a multiple of the uniform version's; layers are timed on this machine. ONNX models.
+    latency: Annotated[float, Field(ge=1)] | None = None
     samples: Annotated[int, Field(ge=1)] = 256  # that sensitivity is measured on
 
 

@@ -311,6 +311,9 @@ def test_budgets_of_mixed_precision() -> None:
     assert len(mixed_rules(low, high, bits, sized)) == 3
     operations = MixedSettings(layers=None, bit_operations=1.6)  # 16 a MAC; raising costs 48 more
     assert len(mixed_rules(low, high, bits, operations)) == 2
+    timed = MixedSettings(raise_to="float", layers=None, latency=1.5)
+    slower = ([3.0, 1.0, 1.0, *[9.0] * 7], 10.0)  # what each layer costs in float, and the whole
+    assert [r.layers for r in mixed_rules(low, high, bits, timed, slower)] == ["l0", "l1", "l2"]
     to_float = mixed_rules(low, high, bits, MixedSettings(raise_to="float", layers=0.1))
     assert to_float == [LayerRule(layers="l0", keep_float=True)]
 

@@ -17,6 +17,7 @@ from hwopt.core.hardware import LayerRule, Mode, QuantizationScheme
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.assign import Role
+from hwopt.quantization.layer_time import layer_times
 from hwopt.quantization.onnx_export import write
 from hwopt.quantization.onnx_net import OnnxNet, read
 from hwopt.quantization.onnx_ptq import QuantizedOnnx, quantize_onnx
@@ -267,6 +268,19 @@ def test_mixed_precision_keeps_the_worst_layer_in_float(tmp_path: Path) -> None:
     sensitivity = made.facts["sensitivity"]
     assert isinstance(sensitivity, list)
     assert len(sensitivity) == 4
+
+
+def test_a_latency_budget_is_made_of_timed_layers(tmp_path: Path) -> None:
+    source = read(float_onnx(plain_cnn(16), SAMPLE_SHAPE, tmp_path / "f.onnx"))
+    x = images(64).numpy()
+    times, whole = layer_times(source, {"input": x[:1]}, ["0.weight", "2.weight", "4.weight", "8.weight"])
+    assert set(times) == {"0.weight", "2.weight", "4.weight", "8.weight"}
+    assert 0 < sum(times.values()) <= whole
+    mixed = MixedSettings(raise_to="float", layers=0.5, latency=1e6)
+    free = quantize_onnx(source, GENERIC, calls(x), PtqSettings(tune=False, mixed=mixed))
+    assert len(free.settings.rules) == 2  # time is no object, so the other limit decides
+    with pytest.raises(ConfigError, match="about integer and float"):
+        quantize_onnx(source, scheme(dtype="int4"), calls(x), PtqSettings(mixed=MixedSettings(latency=1.5)))
 
 
 @pytest.mark.parametrize(
