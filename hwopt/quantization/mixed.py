@@ -32,7 +32,7 @@ class Limit:
 
 
 def choose(gain: Vector, limits: Sequence[Limit]) -> list[int]:
-    """Indices of the layers to raise: greatest total gain within all limits.
+    """Indices of the layers to raise, the greatest gain first: greatest total gain within all limits.
 
     Raises:
         ConfigError: a limit that not even the uniform version meets.
@@ -51,7 +51,8 @@ def choose(gain: Vector, limits: Sequence[Limit]) -> list[int]:
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0},
     )
-    return [i for i, x in enumerate(solved.x) if x > 0.5 and gain[i] > 0]
+    chosen = [i for i, x in enumerate(solved.x) if x > 0.5 and gain[i] > 0]
+    return sorted(chosen, key=lambda i: -gain[i])
 
 
 def mixed_rules(

@@ -20,7 +20,7 @@ from hwopt.quantization.bias_correction import bias_shifts
 from hwopt.quantization.eligible import overrides
 from hwopt.quantization.equalize import equalize
 from hwopt.quantization.fit import rows_of, weight_scale
-from hwopt.quantization.layer_time import layer_times
+from hwopt.quantization.layer_time import latency_ratio, layer_times
 from hwopt.quantization.mixed import mixed_rules
 from hwopt.quantization.net import WEIGHTED, Array
 from hwopt.quantization.onnx_export import passes_for_runtimes
@@ -119,6 +119,8 @@ def _with_mixed(
     if not batches:
         raise ConfigError("mixed precision needs samples to measure layers on", fix="give --calibration")
     rules, noise = _mix(model, scheme, batches, settings, mixed)
+    if mixed.latency is not None:
+        rules, facts["latency"] = _within(mixed.latency, model, scheme, batches, settings, rules)
     facts["sensitivity"] = [layer.to_json() for layer in noise]
     facts["raised_layers"] = [rule.layers.replace("\\", "") for rule in rules]
     progress(f"mixed: {len(rules)} of {len(noise)} layers raised to {mixed.raise_to}")
@@ -231,11 +233,40 @@ def _costs(
             f"a latency budget is about integer and float; raise_to is {mixed.raise_to}",
             fix="raise_to: float",
         )
-    call = {name: value[:1] if _is_free(model, name) else value for name, value in batches[0].items()}
+    call = _single(model, batches[0])
     uniform = _once(model, scheme, batches, settings.model_copy(update={"mixed": None})).model
-    fast, whole = layer_times(uniform, call, layers)
-    slow, _ = layer_times(model, call, layers)
+    whole_net = OnnxNet(model)
+    weighted = [(str(op.weight), str(op.kind)) for op in whole_net.ops if op.kind in WEIGHTED and op.weight]
+    fast, whole = layer_times(uniform, call, weighted)
+    slow, _ = layer_times(model, call, weighted)
     return [slow.get(layer, 0.0) - fast.get(layer, 0.0) for layer in layers], whole
+
+
+def _within(
+    limit: float,
+    model: onnx.ModelProto,
+    scheme: QuantizationScheme,
+    batches: Sequence[Batch],
+    settings: PtqSettings,
+    rules: list[LayerRule],
+) -> tuple[list[LayerRule], JSON]:
+    """The rules, best first, as far as the whole model keeps the limit when it is measured.
+
+    Layers that run in float between integer ones cost conversions that no single layer shows.
+    """
+    plain = settings.model_copy(update={"mixed": None})
+    call = _single(model, batches[0])
+    uniform = _once(model, scheme, batches, plain).model
+    while True:
+        trial = plain.model_copy(update={"rules": (*settings.rules, *rules)})
+        reached = latency_ratio(_once(model, scheme, batches, trial).model, uniform, call) if rules else 1.0
+        if reached <= limit or not rules:
+            return rules, {"limit": limit, "measured": reached, "tier": "measured"}
+        rules = rules[:-1]
+
+
+def _single(model: onnx.ModelProto, batch: Batch) -> dict[str, Array]:
+    return {name: value[:1] if _is_free(model, name) else value for name, value in batch.items()}
 
 
 def _is_free(model: onnx.ModelProto, name: str) -> bool:

@@ -273,7 +273,10 @@ def test_mixed_precision_keeps_the_worst_layer_in_float(tmp_path: Path) -> None:
 def test_a_latency_budget_is_made_of_timed_layers(tmp_path: Path) -> None:
     source = read(float_onnx(plain_cnn(16), SAMPLE_SHAPE, tmp_path / "f.onnx"))
     x = images(64).numpy()
-    times, whole = layer_times(source, {"input": x[:1]}, ["0.weight", "2.weight", "4.weight", "8.weight"])
+    layers = [("0.weight", "Conv"), ("2.weight", "Conv"), ("4.weight", "Conv"), ("8.weight", "Gemm")]
+    times, whole = layer_times(source, {"input": x[:1]}, layers)
+    with pytest.raises(StageFailedError, match="executes 3 Conv"):
+        layer_times(source, {"input": x[:1]}, layers[1:])
     assert set(times) == {"0.weight", "2.weight", "4.weight", "8.weight"}
     assert 0 < sum(times.values()) <= whole
     mixed = MixedSettings(raise_to="float", layers=0.5, latency=1e6)
