@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError
 
 from hwopt.core.backend import NodePrecision, OperatorTime, Optimization, Recipe
 from hwopt.core.dataset import Array
@@ -73,14 +74,20 @@ _ERRORS_ONLY: Final = 3
 _NUMPY: Final = {"float": "float32", "double": "float64"}  # ONNX Runtime speaks of C++ types
 
 
-def session_options(recipe: Recipe) -> Any:
-    """ONNX Runtime's options for a recipe; the same for accuracy and for latency."""
+def session_options(recipe: Recipe, *, signed: bool = False) -> Any:
+    """ONNX Runtime's options for a recipe; the same for accuracy and for latency.
+
+    With signed activations it is told to keep them: on x86 it would make them unsigned first, and then leave
+    convolutions in front of additions in float.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[recipe.optimization]
     options.intra_op_num_threads = recipe.threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
+    if signed:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if recipe.spinning else "0")
     return options
 
@@ -90,7 +97,8 @@ class OnnxRuntime:
 
     def __init__(self, model: Path, recipe: Recipe) -> None:
         self._model, self._recipe = model, recipe
-        self._session = _session(model, session_options(recipe))
+        self._signed = has_signed_activations(model)
+        self._session = _session(model, session_options(recipe, signed=self._signed))
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Array], /) -> list[Array]:
@@ -116,7 +124,7 @@ class OnnxRuntime:
         """Read from the graph that ONNX Runtime writes after its own optimization."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimized.onnx"
-            options = session_options(self._recipe)
+            options = session_options(self._recipe, signed=self._signed)
             options.optimized_model_filepath = str(path)
             _session(self._model, options)
             graph = onnx.load(path).graph
@@ -125,7 +133,7 @@ class OnnxRuntime:
     def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
         """From ONNX Runtime's own profiler, in a session of its own."""
         with tempfile.TemporaryDirectory() as folder:
-            options = session_options(self._recipe)
+            options = session_options(self._recipe, signed=self._signed)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = _session(self._model, options)
@@ -146,6 +154,18 @@ class OnnxRuntime:
     def close(self) -> None:
         """Drop the session."""
         del self._session
+
+
+def has_signed_activations(model: Path) -> bool:
+    """Whether a file quantizes activations to int8; what is no ONNX file, loading will say."""
+    try:
+        graph = onnx.load(model, load_external_data=False).graph
+    except DecodeError:
+        return False
+    signed = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.INT8}
+    return any(
+        n.op_type == "QuantizeLinear" and len(n.input) > 2 and n.input[2] in signed for n in graph.node
+    )
 
 
 def precision_of(node: onnx.NodeProto) -> NodePrecision:
