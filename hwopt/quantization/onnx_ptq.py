@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -294,7 +295,7 @@ def _noise(
     alone = settings.model_copy(update={"mixed": None, "bias_correction": False})
     result = []
     for d in layers:
-        others = "|".join(_escaped(o.node) for o in layers if o.node != d.node)
+        others = "|".join(re.escape(o.node) for o in layers if o.node != d.node)
         rules = (LayerRule(layers=others, keep_float=True),) if others else ()
         only = alone.model_copy(update={"rules": (*settings.rules, *rules)})
         given = _run(_once(model, scheme, held, only).model, held)
@@ -309,10 +310,6 @@ def _noise(
             )
         )
     return result
-
-
-def _escaped(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "_" else "\\" + c for c in name)
 
 
 def _first(batches: Sequence[Batch], samples: int) -> list[Batch]:

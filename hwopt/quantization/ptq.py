@@ -65,6 +65,11 @@ def quantize_module(
     settings = settings or PtqSettings()
     batches = torch.split(samples, _BATCH) if len(samples) else ()
     plain = to_graph(module, sample_shape)
+    if settings.mixed is not None and scheme.mode is not Mode.STATIC:
+        raise ConfigError(
+            f"mixed precision of torch modules is static, and the mode is {scheme.mode.value}",
+            fix="use method ptq or qat, or export the float model and use `hwopt quantize MODEL.onnx`",
+        )
     if scheme.mode is not Mode.STATIC or not len(samples):
         return _once(plain, scheme, batches, settings)
     facts: dict[str, JSON] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwopt.config.hardware import shipped
-from hwopt.core.hardware import LayerRule, QDType, QuantizationScheme, TensorScheme
+from hwopt.core.hardware import LayerRule, Mode, QDType, QuantizationScheme, TensorScheme
 from hwopt.errors import ConfigError
 from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.adaround import adaround
@@ -366,6 +366,14 @@ def test_rules_take_the_first_match_and_refuse_to_match_nothing(tmp_path: Path) 
     for wrong in ({"layers": "("}, {"layers": "a"}, {"keep_float": True, "weights": "int8"}):
         with pytest.raises(ValueError, match=r"regular expression|names types"):
             LayerRule.model_validate(wrong)
+
+
+def test_mixed_precision_is_not_ignored_where_it_does_not_serve() -> None:
+    dynamic = GENERIC.model_copy(update={"mode": Mode.DYNAMIC})
+    with pytest.raises(ConfigError, match="is static, and the mode is dynamic"):
+        quantize_module(
+            plain_cnn(), SAMPLE_SHAPE, dynamic, images(), PtqSettings(mixed=MixedSettings(raise_to="float"))
+        )
 
 
 def test_calibration_set_must_hold_something() -> None:
