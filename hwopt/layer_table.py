@@ -106,7 +106,11 @@ def layer_table(path: Path) -> list[Layer]:
     Raises:
         StageFailedError: a shape stays unknown.
     """
-    model = onnx.load(path)
+    return layers_of(onnx.load(path))
+
+
+def layers_of(model: onnx.ModelProto) -> list[Layer]:
+    """The same of a loaded model, which may lose what it says of shapes."""
     for value in model.graph.input:
         dim = value.type.tensor_type.shape.dim
         if len(dim) and not dim[0].HasField("dim_value"):

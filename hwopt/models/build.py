@@ -67,6 +67,7 @@ def resize_to(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         changed = False
+        depthwise = isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for leaf, tensor in tensors:
             shape = shapes.get(prefix + leaf)
@@ -76,14 +77,26 @@ def resize_to(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
             empty = torch.zeros(shape, dtype=tensor.dtype)
             setattr(module, leaf, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
         if changed:
-            _adopt_sizes(module)
+            _adopt_sizes(module, depthwise=depthwise)
 
 
-def _adopt_sizes(module: nn.Module) -> None:
+def _adopt_sizes(module: nn.Module, *, depthwise: bool) -> None:
+    """Tell a layer the sizes of its weights; ``depthwise``: it had a group a channel."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.RNNBase):
+        hidden, inputs = module.get_parameter("weight_hh_l0"), module.get_parameter("weight_ih_l0")
+        module.hidden_size, module.input_size = hidden.shape[1], inputs.shape[1]
     elif isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups > 1 and module.weight.shape[1] == 1:  # depthwise: a group a channel
+        if depthwise:
             outputs_a_group = module.out_channels // module.groups
             module.out_channels = module.weight.shape[0]
             module.groups = module.in_channels = module.out_channels // outputs_a_group

@@ -14,9 +14,9 @@ from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
+from hwopt.measuring.pairs import LOOK_CONFIDENCE, Call, compare, percentiles
 from hwopt.plugins import load_reference, resolve
 from hwopt.stages.benchmark.costs import by_family
-from hwopt.stages.benchmark.pairs import LOOK_CONFIDENCE, Call, compare, percentiles
 from hwopt.stages.benchmark.spec import BenchmarkConfig
 
 _PROFILED = 50  # inferences whose operators are timed

@@ -18,4 +18,6 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: FinetuneConfi
     history = fit(network.module, data, config, seed=ctx.seed, progress=ctx.progress, label="finetune")
     path = ctx.workdir / "model.safetensors"
     checkpoints.save(path, network.module, network.recipe)
-    return StageResult(files={"checkpoint": path}, facts={"finetune_history": list(history.epochs)})
+    return StageResult(
+        files={"checkpoint": path}, facts={"finetune_history": list(history.epochs), "training": history.cost}
+    )

@@ -101,5 +101,5 @@ def _train(
         norms.fold()  # where they outlived the training
     if isinstance(oscillations, Freezing):
         facts["frozen_weights"] = oscillations.frozen_share
-    facts["qat_history"] = list(history.epochs)
+    facts |= {"qat_history": list(history.epochs), "training": history.cost}
     return facts

@@ -31,5 +31,5 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: TrainConfig) 
     table.write_text(pretty_json({"epochs": list(history.epochs), "best_epoch": history.best_epoch}))
     return StageResult(
         files={"checkpoint": path, "history": table},
-        facts={"history": list(history.epochs), "train_steps": history.steps},
+        facts={"history": list(history.epochs), "train_steps": history.steps, "training": history.cost},
     )
