@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.choices import Choice
 from hwopt.core.hardware import LayerRule, QuantizationScheme
 from hwopt.errors import ConfigError, UnsafeInputError
-from hwopt.models.build import build_model, resize_to
+from hwopt.models.build import build_model, resize_to, set_counters
 from hwopt.quantization.assign import Assignment
 from hwopt.quantization.fx_net import FxNet
 from hwopt.quantization.graph import to_graph
@@ -41,6 +41,8 @@ class Recipe:
     scheme_name: str | None = None  # the hardware profile that the scheme came from
     rules: tuple[LayerRule, ...] = ()  # layers that depart from the scheme
     scaled: tuple[tuple[str, tuple[str, ...]], ...] = ()  # tensors that SmoothQuant scales for some readers
+    counters: Mapping[str, int] = field(default_factory=dict)  # attention heads after pruning, by attribute
+    sparse: bool = False  # its zeros are meant, and further training keeps them
 
     def to_json(self) -> dict[str, JSON]:
         """Plain JSON."""
@@ -54,6 +56,8 @@ class Recipe:
             "scheme_name": self.scheme_name,
             "rules": [rule.to_json() for rule in self.rules],
             "scaled": [[tensor, list(users)] for tensor, users in self.scaled],
+            "counters": dict(self.counters),
+            "sparse": self.sparse,
         }
 
     @classmethod
@@ -78,6 +82,8 @@ class Recipe:
                 for rule in ([] if first else value["rules"])
             ),
             scaled=tuple((t, tuple(users)) for t, users in ([] if first else value["scaled"])),
+            counters=dict(value.get("counters", {})),
+            sparse=bool(value.get("sparse", False)),
         )
 
 
@@ -128,6 +134,7 @@ def load(path: Path, import_root: Path | None, own_model: Mapping[str, Any] | No
     module = build_model(recipe.model, recipe.sample_shape, recipe.classes, import_root)
     if recipe.shapes is not None:
         resize_to(module, recipe.shapes)
+        set_counters(module, recipe.counters)
     table = None
     if recipe.scheme is not None:
         module, table = quantized_twin(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
 
 from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.canonical import JSON
@@ -21,6 +23,14 @@ class Progress(Protocol):
         """Show one line."""
 
 
+class Timing(Settings):
+    """How a stage times models on the device; what is left out is that of the profile's benchmark."""
+
+    runtime: str | None = None
+    batch: Annotated[int, Field(ge=1, le=65536)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+
 def no_facet(hardware: HardwareProfile) -> dict[str, JSON]:
     """For stages whose result does not depend on the device."""
     return {}
@@ -29,6 +39,11 @@ def no_facet(hardware: HardwareProfile) -> dict[str, JSON]:
 def which_device(hardware: HardwareProfile) -> dict[str, JSON]:
     """For measured stages: what is measured for one device is not passed off as another's."""
     return {"name": hardware.name, "isa": list[JSON](hardware.isa)}
+
+
+def never(config: Any) -> bool:
+    """For stages that need neither a stopwatch nor the network that all began with."""
+    return False
 
 
 def no_check(config: Any, hardware: HardwareProfile | None) -> list[tuple[str, str]]:
@@ -60,6 +75,11 @@ class StageSpec:
     facet: Callable[[HardwareProfile], dict[str, JSON]] = no_facet
     reads_data: bool = True
     measured: bool = False  # True: the result belongs to this machine
+    # Whether the settings have it time models here; they then have a field ``timing``.
+    times: Callable[[Any], bool] = never
+    # Whether it also takes the network that all began with: port ``source``; and port ``teacher``, where the
+    # settings name another candidate as the teacher.
+    wants_source: Callable[[Any], bool] = never
     libraries: tuple[str, ...] = ()  # distributions whose version changes the result
 
     @property

@@ -109,17 +109,23 @@ def exported(module: nn.Module, sample_shape: Sequence[int]) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def measured(structure: Structure, build: Build, bench: Bench) -> Cost:
-    """Latency on this machine; every answer times the full width anew beside the candidates."""
+def measured(structure: Structure, build: Build, bench: Bench, origin: onnx.ModelProto | None = None) -> Cost:
+    """Latency on this machine; every answer times ``origin``, or the full width, anew beside them."""
+    reference = build(everything(structure)) if origin is None else origin
 
     def of(candidates: Sequence[Widths]) -> list[float]:
-        models = [build(narrowed(structure, widths)) for widths in candidates]
-        return bench.ratios(build(everything(structure)), models)
+        return bench.ratios(reference, [build(narrowed(structure, widths)) for widths in candidates])
 
     return Cost(tier=Tier.MEASURED, unit="latency", of=of)
 
 
-def roofline(structure: Structure, build: Build, hardware: HardwareProfile, batch: int) -> Cost:
+def roofline(
+    structure: Structure,
+    build: Build,
+    hardware: HardwareProfile,
+    batch: int,
+    origin: onnx.ModelProto | None = None,
+) -> Cost:
     """Latency by Williams et al., CACM 2009: each layer takes the longer of its arithmetic and its traffic.
 
     Raises:
@@ -140,23 +146,29 @@ def roofline(structure: Structure, build: Build, hardware: HardwareProfile, batc
         values = 4 * (batch * (prod(layer.in_shape) + prod(layer.out_shape)) + layer.weights)
         return max(2 * batch * layer.macs / peak, values / (bandwidth * 1e9))
 
-    return _counted(structure, build, seconds, "latency")
+    return _counted(structure, build, seconds, "latency", origin)
 
 
-def macs(structure: Structure, build: Build) -> Cost:
+def macs(structure: Structure, build: Build, origin: onnx.ModelProto | None = None) -> Cost:
     """Multiply-accumulates."""
-    return _counted(structure, build, lambda layer: float(layer.macs), "MACs")
+    return _counted(structure, build, lambda layer: float(layer.macs), "macs", origin)
 
 
-def _counted(structure: Structure, build: Build, price: Callable[[Layer], float], unit: str) -> Cost:
-    def total(keep: Keep) -> float:
-        return sum(price(layer) for layer in layers_of(build(keep)))
+def _counted(
+    structure: Structure,
+    build: Build,
+    price: Callable[[Layer], float],
+    unit: str,
+    origin: onnx.ModelProto | None,
+) -> Cost:
+    def total(model: onnx.ModelProto) -> float:
+        return sum(price(layer) for layer in layers_of(model))
 
-    whole = total(everything(structure))
+    whole = total(build(everything(structure)) if origin is None else copy.deepcopy(origin))
     if whole <= 0:
         raise StageFailedError(f"the network has no {unit} to save")
 
     def of(candidates: Sequence[Widths]) -> list[float]:
-        return [total(narrowed(structure, widths)) / whole for widths in candidates]
+        return [total(build(narrowed(structure, widths))) / whole for widths in candidates]
 
     return Cost(tier=Tier.ESTIMATED, unit=unit, of=of)

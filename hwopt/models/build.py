@@ -80,6 +80,16 @@ def resize_to(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
             _adopt_sizes(module, depthwise=depthwise)
 
 
+def set_counters(model: nn.Module, counters: Mapping[str, int]) -> None:
+    """Tell modules how many attention heads are left; keys are ``module.attribute``."""
+    for key, count in counters.items():
+        path, _, attribute = key.rpartition(".")
+        owner = model.get_submodule(path)
+        if not isinstance(getattr(owner, attribute, None), int) or not isinstance(count, int):
+            raise ConfigError(f"the model has no counter {key}", fix="its code has changed; train again")
+        setattr(owner, attribute, count)
+
+
 def _adopt_sizes(module: nn.Module, *, depthwise: bool) -> None:
     """Tell a layer the sizes of its weights; ``depthwise``: it had a group a channel."""
     if isinstance(module, nn.Linear):

@@ -19,7 +19,7 @@ from hwopt.core.host import Host, can_run, is_device
 from hwopt.core.plan import Plan, Row, Source, Step
 from hwopt.core.profile import Candidate, Link, PipelineProfile, Target
 from hwopt.core.settings import Settings
-from hwopt.core.stage import StageSpec
+from hwopt.core.stage import StageSpec, Timing
 from hwopt.errors import ConfigError, Problem
 from hwopt.plugins import did_you_mean, provider_version, resolve, table
 
@@ -105,6 +105,8 @@ class _Builder:
                     found[(problem.problem, problem.where)] = problem
                 for text, fix in spec.check_input(link.config, kind):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
+                for text, fix in self.teacher_problems(candidate, link):
+                    found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 kind = spec.produces["checkpoint"]
                 for target in self.profile.targets:
                     hardware = target.hardware or self.world.host_profile
@@ -112,15 +114,36 @@ class _Builder:
                         found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
         return list(found.values())
 
+    def teacher_problems(self, candidate: Candidate, link: Link) -> list[tuple[str, str]]:
+        """A teacher that is no candidate, or that learns from its own student."""
+        name = getattr(getattr(link.config, "distill", None), "teacher", None)
+        if name is None:
+            return []
+        names = [c.name for c in self.candidates]
+        if name not in names:
+            return [(f"the teacher {name!r} is no candidate of this profile", did_you_mean(name, names))]
+        waiting, seen = [name], set[str]()
+        while waiting:
+            current = waiting.pop()
+            if current == candidate.name:
+                return [(f"{candidate.name!r} and its teacher {name!r} wait for each other", "name another")]
+            if current not in seen:
+                seen.add(current)
+                chain = next((c.chain for c in self.candidates if c.name == current), ())
+                teachers = (getattr(getattr(one.config, "distill", None), "teacher", None) for one in chain)
+                waiting += [teacher for teacher in teachers if teacher]
+        return []
+
     def outside_plugins(self, spec: StageSpec, config: Settings) -> list[JSON]:
         """Versions of the packages outside hwopt that take part in a step."""
         names = [("stage", spec.name)]
         if self.profile.model.name is not None:
             names.append(("model", self.profile.model.name))
-        for kind in ("optimizer", "schedule"):
-            chosen = getattr(config, kind, None)
-            if chosen is not None:
-                names.append((kind, chosen.name))
+        for part in (config, getattr(config, "tune", None)):
+            for kind in ("optimizer", "schedule"):
+                chosen = getattr(getattr(part, kind, None), "name", None)
+                if chosen is not None:
+                    names.append((kind, chosen))
         versions = [provider_version(kind, name) for kind, name in names]
         return [version for version in versions if version is not None]
 
@@ -212,19 +235,15 @@ class _Builder:
                 applicable=False,
             )
         row = replace(row, quantized=quantized)
-        steps: list[Step] = []
-        float_export = self.export(self.trained(), "float", hardware=None)
-        checkpoint = self.trained()
-        for link in candidate.chain:
-            checkpoint = self.add(
-                link.stage,
-                f"{link.stage} for {candidate.name}",
-                link.config,
-                hardware,
-                {"checkpoint": checkpoint},
-                link.where,
+        timed = [link for link in candidate.chain if resolve("stage", link.stage).times(link.config)]
+        if timed and not here.latency:
+            return replace(
+                row,
+                unavailable=f"{timed[0].stage} times models, and {here.notes['latency_ms']}",
+                fix="run the pipeline on such a device, or give the goal in macs",
             )
-            steps.append(self.steps[checkpoint.step])
+        float_export = self.export(self.trained(), "float", hardware=None)
+        checkpoint, steps = self.chained(candidate, target)
         model = (
             float_export if candidate is self.baseline else self.export(checkpoint, candidate.name, hardware)
         )
@@ -264,6 +283,40 @@ class _Builder:
             )
             steps.append(self.steps[done.step])
         return replace(row, steps=tuple(dict.fromkeys(step.key for step in steps)))
+
+    def chained(self, candidate: Candidate, target: Target) -> tuple[Source, list[Step]]:
+        """The steps of a candidate's chain, and what the last of them gives."""
+        here, steps = self.targets[target.name], list[Step]()
+        checkpoint = self.trained()
+        for link in candidate.chain:
+            spec: StageSpec = resolve("stage", link.stage)
+            inputs = {"checkpoint": checkpoint}
+            if spec.wants_source(link.config):
+                inputs["source"] = self.trained()
+                teacher = self.teacher(link)
+                if teacher is not None:
+                    inputs["teacher"] = self.chained(teacher, target)[0]
+            config = link.config
+            if spec.times(config):
+                config = config.model_copy(update={"timing": self.timing(config, here)})
+            label = f"{link.stage} for {candidate.name}"
+            checkpoint = self.add(link.stage, label, config, here.hardware, inputs, link.where)
+            steps.append(self.steps[checkpoint.step])
+        return checkpoint, steps
+
+    def teacher(self, link: Link) -> Candidate | None:
+        """The candidate that a link's settings name as the teacher; None for the float model."""
+        name = getattr(getattr(link.config, "distill", None), "teacher", None)
+        return next((c for c in self.candidates if c.name == name), None) if name else None
+
+    def timing(self, config: Any, here: _Available) -> Timing:
+        """What a stage leaves open about timing is that of the benchmark."""
+        bench: Any = self.profile.benchmark
+        return Timing(
+            runtime=config.timing.runtime or here.runtime,
+            batch=config.timing.batch or getattr(bench, "batch", None),
+            threads=config.timing.threads or getattr(bench, "threads", None),
+        )
 
     def trained(self) -> Source:
         return self.link(self.profile.source, f"{self.profile.source.stage} the float model")
@@ -321,14 +374,15 @@ class _Builder:
         facts["model_code"] = self.world.model_code
         if spec.reads_data:
             facts["data"] = self.world.data_fingerprint
-        if spec.measured:
+        timed = spec.times(config)
+        if spec.measured or timed:
             facts["host"] = self.world.host.to_json()
-            runtime: Any = getattr(config, "runtime", None)
+            runtime: Any = getattr(getattr(config, "timing", config), "runtime", None)
             if runtime is not None:
                 backend: BackendSpec = resolve("backend", runtime)
                 facts["runtime_libraries"] = {name: _version(name) for name in backend.libraries}
                 facts["device"] = self.world.probe(runtime).device
-        else:
+        if not spec.measured:
             facts["threads"] = self.profile.threads
         return digest_of(facts)
 

@@ -25,6 +25,7 @@ Cost = Callable[[Sequence[Mapping[str, int]]], list[float]]
 _STRIDE: Final = 0.8  # a trial narrows a group to about this share
 _PACE: Final = 0.8  # of the cost, that one round may take away
 _ROUNDS: Final = 60
+_EXCHANGED: Final = 4  # groups on either side of an exchange
 CLOSE: Final = 0.97  # a share of the goal that is near enough to stop widening again
 
 
@@ -54,9 +55,9 @@ def nearest(group: Group, wanted: float, rules: Pruning) -> int:
     return min(legal_widths(group, rules), key=lambda w: (abs(w - wanted), -w))
 
 
-def uniform(structure: Structure, ratio: float, rules: Pruning) -> Widths:
-    """Every group loses the same share."""
-    return {g.layer: nearest(g, g.width * (1 - ratio), rules) for g in structure.groups}
+def uniform(structure: Structure, kept: float, rules: Pruning, first: Mapping[str, int]) -> Widths:
+    """Every group keeps the same share of its ``first`` width."""
+    return {g.layer: nearest(g, first[g.layer] * kept, rules) for g in structure.groups}
 
 
 def ranked(structure: Structure, scores: Scores, ratio: float, rules: Pruning) -> Widths:
@@ -107,6 +108,7 @@ def solve(
     cost: Cost,
     goal: float,
     rules: Pruning,
+    fixed: Mapping[str, int] | None = None,
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Solution:
@@ -117,12 +119,15 @@ def solve(
     are widened again where there is room. After Yang et al., ECCV 2018 (NetAdapt), with several steps a round
     and the logarithm of the kept share as the loss, so that the last channels of a group cost most.
 
+    Args:
+        fixed: widths that are not open, by group.
     Returns:
         The nearest that was reached; ``met`` is False where even the narrowest legal widths cost more.
     """
     groups = {g.layer: g for g in structure.groups}
-    legal = {layer: legal_widths(g, rules) for layer, g in groups.items()}
-    now: Widths = {layer: g.width for layer, g in groups.items()}
+    fixed = fixed or {}
+    legal = {n: [fixed[n]] if n in fixed else legal_widths(g, rules) for n, g in groups.items()}
+    now: Widths = {layer: widths[-1] for layer, widths in legal.items()}
     spent = cost([now])[0]
     rounds = 0
     while spent > goal and rounds < _ROUNDS:
@@ -147,7 +152,7 @@ def solve(
         now, spent = taken, cost([taken])[0]
         progress(f"widths: round {rounds}, {spent:.3f} of the start")
     if spent <= goal:
-        now, spent = _widened(groups, legal, scores, cost, goal, now, spent)
+        now, spent = _widened(legal, scores, cost, goal, now, spent)
     return Solution(widths=now, cost=spent, met=spent <= goal, rounds=rounds)
 
 
@@ -160,7 +165,6 @@ def _narrower(legal: Sequence[int], width: int) -> int | None:
 
 
 def _widened(
-    groups: Mapping[str, Group],
     legal: Mapping[str, Sequence[int]],
     scores: Scores,
     cost: Cost,
@@ -168,20 +172,31 @@ def _widened(
     now: Widths,
     spent: float,
 ) -> tuple[Widths, float]:
-    """Give back what the last round took too much, the most useful step first."""
+    """Give back what the last round took too much: the most useful step, or exchange of two, first."""
     while spent < goal * CLOSE:
-        wider = {layer: next((w for w in legal[layer] if w > now[layer]), None) for layer in groups}
-        trials = [(layer, w) for layer, width in wider.items() if (w := width) is not None]
+        wider = {n: next((w for w in legal[n] if w > now[n]), None) for n in legal}
+        narrower = {n: next((w for w in reversed(legal[n]) if w < now[n]), None) for n in legal}
+
+        here = {n: kept_share(scores[n], now[n]) for n in legal}
+
+        def gain(layer: str, width: int, here: Mapping[str, float] = here) -> float:
+            return log(kept_share(scores[layer], width) / here[layer])
+
+        ups = sorted(((gain(n, w), n, w) for n, w in wider.items() if w is not None), reverse=True)
+        downs = sorted(((-gain(n, w), n, w) for n, w in narrower.items() if w is not None))
+        trials = [(g, {n: w}) for g, n, w in ups]
+        trials += [
+            (g - lost, {n: w, m: v})
+            for g, n, w in ups[:_EXCHANGED]
+            for lost, m, v in downs[:_EXCHANGED]
+            if m != n and g > lost
+        ]
         if not trials:
             break
-        costs = cost([{**now, layer: width} for layer, width in trials])
-        fitting = []
-        for (layer, width), after in zip(trials, costs, strict=True):
-            gain = log(kept_share(scores[layer], width) / kept_share(scores[layer], now[layer]))
-            if after <= goal:
-                fitting.append((gain / max(after - spent, 1e-4), layer, width, after))
+        costs = cost([{**now, **change} for _, change in trials])
+        fitting = [(gained, i) for i, (gained, _) in enumerate(trials) if costs[i] <= goal]
         if not fitting:
             break
-        _, layer, width, after = max(fitting)
-        now, spent = {**now, layer: width}, after
+        best = max(fitting)[1]
+        now, spent = {**now, **trials[best][1]}, costs[best]
     return now, spent

@@ -91,6 +91,9 @@ class Distillation(Settings):
 
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9  # of the teacher; the rest is the labels'
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    teacher: str | None = None  # a candidate of the profile; None: the float model
+    features: Annotated[float, Field(ge=0)] = 0.0  # weight of matched activation maps; 0 matches none
+    layers: tuple[str, ...] = ()  # where features are matched; none: the last convolution of every resolution
 
 
 class FitSettings(Settings):

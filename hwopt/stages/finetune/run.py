@@ -8,16 +8,20 @@ from hwopt import checkpoints
 from hwopt.core.artifact import Artifact
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.stages.finetune.spec import FinetuneConfig
-from hwopt.training.loop import fit, split
+from hwopt.teachers import Lesson, teacher_of
+from hwopt.training.loop import split
 
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: FinetuneConfig) -> StageResult:
     """Load, fit, save with the same recipe."""
     network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
     data = split(ctx.data(), config.validation_share, ctx.seed)
-    history = fit(network.module, data, config, seed=ctx.seed, progress=ctx.progress, label="finetune")
+    teacher = teacher_of(ctx, inputs, config.distill)
+    lesson = Lesson(data=data, seed=ctx.seed, ctx=ctx, teacher=teacher, distill=config.distill)
+    history = lesson.give(network.module, config, "finetune", sparse=network.recipe.sparse)
     path = ctx.workdir / "model.safetensors"
     checkpoints.save(path, network.module, network.recipe)
     return StageResult(
-        files={"checkpoint": path}, facts={"finetune_history": list(history.epochs), "training": history.cost}
+        files={"checkpoint": path},
+        facts={"finetune_history": list(history.epochs), "training": history.cost},
     )
