@@ -29,6 +29,8 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
         "train": "hwopt.stages.train.spec:SPEC",
         "read": "hwopt.stages.read.spec:SPEC",
         "prune": "hwopt.stages.prune.spec:SPEC",
+        "sparsify": "hwopt.stages.sparsify.spec:SPEC",
+        "auto": "hwopt.stages.auto.spec:SPEC",
         "finetune": "hwopt.stages.finetune.spec:SPEC",
         "quantize": "hwopt.stages.quantize.spec:SPEC",
         "export": "hwopt.stages.export.spec:SPEC",

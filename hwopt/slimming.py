@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import onnx
@@ -18,10 +15,10 @@ from hwopt.core.canonical import JSON
 from hwopt.core.hardware import Pruning
 from hwopt.core.measurement import Interval, Tier
 from hwopt.errors import ConfigError, StageFailedError
-from hwopt.latency.costs import Bench, Build, Cost, builder, exported, macs, measured, roofline
-from hwopt.measuring.pairs import compare
+from hwopt.latency.bench import Bench
+from hwopt.latency.costs import Build, Cost, builder, exported, macs, measured, roofline
 from hwopt.pruning import importance as importances
-from hwopt.pruning.cut import attributes_at, cut, examine, full_widths, narrowed, strongest
+from hwopt.pruning.cut import Keep, attributes_at, cut, examine, full_widths, narrowed, strongest
 from hwopt.pruning.structure import Structure
 from hwopt.pruning.widths import Solution, Widths, nearest, solve
 from hwopt.quantization.graph import to_graph
@@ -31,7 +28,6 @@ _SAMPLES: Final = 2048  # that importance is measured on
 _BATCH: Final = 32
 _AIM: Final = 0.985  # of the goal: what is reached is measured again, with an interval
 _TRIES: Final = 3
-_SESSIONS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +142,13 @@ class Slimmer:
         if cost.tier is not Tier.MEASURED or self.bench is None or self.build is None:
             return Interval(solution.cost, solution.cost, solution.cost)
         keep = narrowed(self.structure, solution.widths)
-        return confirm(self.bench, self.reference(), self.build(keep))
+        return self.bench.confirm(self.reference(), self.build(keep))
+
+    def model_at(self, keep: Keep) -> onnx.ModelProto:
+        """The float model with these units."""
+        if self.build is None:
+            self.build = builder(self.module, self.structure, self.sample_shape)
+        return self.build(keep)
 
     def reference(self) -> onnx.ModelProto:
         """What costs are shares of."""
@@ -169,22 +171,6 @@ class Slimmer:
         refresh_batch_norm(self.module, self.samples)
         self._examine()
         return cuts, counters
-
-
-def confirm(bench: Bench, reference: onnx.ModelProto, model: onnx.ModelProto) -> Interval:
-    """Latency of ``model`` over that of ``reference``: paired blocks in fresh sessions, with an interval."""
-    with TemporaryDirectory() as folder, ExitStack() as stack:
-        calls = []
-        for name, proto in (("reference", reference), ("model", model)):
-            path = Path(folder) / f"{name}.onnx"
-            path.write_bytes(proto.SerializeToString())
-            runtimes = [bench.load(path) for _ in range(_SESSIONS)]
-            for runtime in runtimes:
-                stack.callback(runtime.close)
-            calls.append([bench.call(runtime) for runtime in runtimes])
-        # Baseline over candidate is the speed-up; the other way round it is the share of the time.
-        result = compare(calls[1], calls[0], seed=bench.seed, half_width=0.01, budget_seconds=4.0)
-    return result.interval()
 
 
 def own_widths(

@@ -236,6 +236,9 @@ class _Reader:
         return tuple(result)
 
     def chain(self, value: JSON, at: KeyPath) -> tuple[Link, ...]:
+        if isinstance(value, dict) and "recipe" in value:  # short for a chain of the one stage that it names
+            settings = {k: v for k, v in value.items() if k != "recipe"}
+            value = [{str(value["recipe"]): settings}]
         if not isinstance(value, list):
             self.complain(
                 f"{'.'.join(map(str, at))} is {value!r}, expected a list of steps",
@@ -249,7 +252,7 @@ class _Reader:
             if not isinstance(item, dict) or len(item) != 1:
                 self.complain("a step is one stage with its settings", here, "write - {prune: {ratio: 0.5}}")
                 continue
-            (stage, settings), *_ = item.items()
+            ((stage, given),) = item.items()
             known = [name for name in table("stage") if resolve("stage", name).is_chain_link]
             if stage not in known:
                 self.complain(f"unknown step {stage!r}", (*here, stage), did_you_mean(stage, known), key=True)
@@ -257,7 +260,7 @@ class _Reader:
             spec: StageSpec = resolve("stage", stage)
             config = validate(
                 spec.config,
-                {} if settings is None else settings,
+                {} if given is None else given,
                 self.document,
                 (*here, stage),
                 self.problems,

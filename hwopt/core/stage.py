@@ -99,6 +99,7 @@ class StageContext:
     model: Mapping[str, JSON]  # the profile's model section
     data: Callable[[], Dataset]  # loads on first call
     progress: Progress
+    source_facts: Mapping[str, Any] = field(default_factory=dict)  # of the step that gave the port ``source``
     import_root: Path | None = None  # where the user's own modules are looked for
 
 

@@ -235,6 +235,7 @@ class _Run:
                 model=self.prepared.profile.model.to_json(),
                 data=self.prepared.data,
                 progress=lambda text: self.progress("  " + text),
+                source_facts=self.done[step.inputs["source"].step].facts if "source" in step.inputs else {},
                 import_root=self.prepared.import_root,
             )
             result = call_stage(function, context, inputs, step)

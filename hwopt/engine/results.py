@@ -58,7 +58,7 @@ def assemble(
     details: dict[str, JSON] = dict(merged)
     details["missing"] = dict[str, JSON](missing)
     details["applicable"] = row.applicable
-    details["asked_integer"] = row.quantized
+    details.setdefault("asked_integer", row.quantized)
     fix = row.fix or (failure.fix if failure else None)
     if fix:
         details["fix"] = fix

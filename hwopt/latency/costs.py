@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,16 +16,12 @@ from pathlib import Path
 import onnx
 from torch import nn
 
-from hwopt.core.backend import BackendSpec, Recipe, Runtime
-from hwopt.core.dataset import Array
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.errors import ConfigError, StageFailedError
+from hwopt.latency.bench import Bench
 from hwopt.latency.scaled import Scaled
 from hwopt.layer_table import Layer, layers_of
-from hwopt.measuring.pairs import Call
-from hwopt.measuring.rounds import ratios
-from hwopt.plugins import load_reference, resolve
 from hwopt.pruning.cut import Keep, cut, everything, narrowed
 from hwopt.pruning.structure import Structure
 from hwopt.quantization.graph import to_graph
@@ -47,41 +42,6 @@ class Cost:
     def __call__(self, candidates: Sequence[Widths], /) -> list[float]:
         """Cost of each candidate over that of the full width."""
         return self.of(candidates)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """How and with what a model is timed here."""
-
-    runtime: str  # name of the backend
-    hardware: HardwareProfile
-    sample: Array  # one call's input
-    threads: int = 1
-    seed: int = 0
-
-    def load(self, path: Path) -> Runtime:
-        """A session under the recipe that benchmarks use too."""
-        backend: BackendSpec = resolve("backend", self.runtime)
-        runtime: Runtime = load_reference(backend.load)(path, Recipe(threads=self.threads), self.hardware)
-        return runtime
-
-    def call(self, runtime: Runtime) -> Call:
-        """One inference."""
-        (name,) = runtime.inputs()
-        feed = {name: self.sample}
-        return lambda: runtime.run(feed)
-
-    def ratios(self, reference: onnx.ModelProto, candidates: Sequence[onnx.ModelProto]) -> list[float]:
-        """Time of each candidate over that of the reference, all loaded at once and interleaved."""
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            calls = []
-            for index, model in enumerate([reference, *candidates]):
-                path = Path(folder) / f"{index}.onnx"
-                path.write_bytes(model.SerializeToString())
-                runtime = self.load(path)
-                stack.callback(runtime.close)
-                calls.append(self.call(runtime))
-            return ratios(calls[0], calls[1:], seed=self.seed)
 
 
 def builder(module: nn.Module, structure: Structure, sample_shape: Sequence[int]) -> Build:

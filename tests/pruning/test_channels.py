@@ -10,7 +10,6 @@ from hwopt import checkpoints
 from hwopt.core.choices import Choice
 from hwopt.errors import ConfigError
 from hwopt.models.build import build_model, resize_to
-from hwopt.pruning.channels import 
 from hwopt.testing.models import SAMPLE_SHAPE, images, tiny_net
 
 

@@ -14,8 +14,9 @@ from hwopt.core.canonical import JSON, pretty_json
 from hwopt.core.hardware import Pruning
 from hwopt.core.measurement import Tier
 from hwopt.core.stage import StageContext, StageResult
-from hwopt.errors import ConfigError, StageFailedError
-from hwopt.latency.costs import Bench, exported
+from hwopt.errors import ConfigError
+from hwopt.latency.bench import bench_of
+from hwopt.latency.costs import exported
 from hwopt.pruning.cut import cut, full_widths, strongest
 from hwopt.pruning.growing import GrowingPenalty
 from hwopt.pruning.importance import Scores
@@ -38,7 +39,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) 
         rules=ctx.hardware.pruning if ctx.hardware is not None else Pruning(),
         samples=data.x,
         labels=data.y,
-        bench=_bench(ctx, config),
+        bench=None if config.latency is None else bench_of(ctx, config.timing),
         origin=_origin(ctx, inputs, network),
         seed=ctx.seed,
         progress=ctx.progress,
@@ -93,24 +94,6 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) 
     checkpoints.save(path, slimmer.module, pruned_recipe(network.recipe, slimmer.module, counters))
     table.write_text(pretty_json(cuts))
     return StageResult(files={"checkpoint": path, "cuts": table}, facts={"cuts": cuts, **facts})
-
-
-def _bench(ctx: StageContext, config: PruneConfig) -> Bench | None:
-    if ctx.hardware is None or config.latency is None:
-        return None
-    batch = config.timing.batch or 1
-    sample = ctx.data().x_train[:batch]
-    if len(sample) < batch:
-        raise StageFailedError(
-            f"the batch is {batch}, and the training split has {len(sample)} samples", fix="lower the batch"
-        )
-    return Bench(
-        runtime=config.timing.runtime or "onnxruntime",
-        hardware=ctx.hardware,
-        sample=sample,
-        threads=config.timing.threads or 1,
-        seed=ctx.seed,
-    )
 
 
 def _origin(ctx: StageContext, inputs: Mapping[str, Artifact], network: checkpoints.Network) -> Any:

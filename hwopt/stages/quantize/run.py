@@ -13,12 +13,16 @@ from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.canonical import JSON, pretty_json
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
+from hwopt.latency.bench import bench_of
+from hwopt.latency.precision import module_precision
+from hwopt.pruning.masks import KeepZeros
 from hwopt.quantization.insert import fake_quantizers
 from hwopt.quantization.live_norms import LiveNorms
 from hwopt.quantization.oscillation import Freezing, handle
 from hwopt.quantization.ptq import Quantized, quantize_module
 from hwopt.stages.quantize.onnx_source import quantize_source
 from hwopt.stages.quantize.spec import QuantizeConfig, effective_scheme
+from hwopt.teachers import teacher_of
 from hwopt.training.loop import Hook, Split, Teacher, fit, logits_of, split
 
 
@@ -34,22 +38,38 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: QuantizeConfi
     data = split(ctx.data(), config.validation_share, ctx.seed)
     chosen = np.random.default_rng([ctx.seed, 2]).permutation(len(data.x))[: config.calibration_samples]
     samples = data.x[torch.from_numpy(chosen)]
+    settings, timed = config.ptq_settings(), {}
+    if config.where_faster:
+        found, rules = module_precision(
+            network.module,
+            network.recipe.sample_shape,
+            scheme,
+            [{"input": part.numpy()} for part in samples[:64].split(16)],
+            bench_of(ctx, config.timing),
+        )
+        settings = settings.model_copy(update={"rules": (*settings.rules, *rules)})
+        timed = {"where_faster": found.to_json()}
+        worth = f"{sum(found.integer)} of {len(found.integer)} layers are worth it"
+        ctx.progress(f"quantize: {worth}, {found.ratio:.3f} of the time in float")
     made = quantize_module(
         network.module,
         network.recipe.sample_shape,
         scheme,
         samples,
-        config.ptq_settings(),
+        settings,
         seed=ctx.seed,
         progress=ctx.progress,
     )
     used = f", {len(chosen)} samples" if config.method in {"ptq", "qat"} else ""
+    made.facts |= timed
     ctx.progress(f"quantize: {len(made.table.decisions)} decisions{used}")
     if config.method == "qat":
         teacher = None
         if config.distill is not None:
-            teacher = Teacher(logits=logits_of(network.module, data.x), settings=config.distill)
-        made.facts |= _train(ctx, config, made, data, samples, teacher)
+            module = teacher_of(ctx, {"source": source, **inputs}, config.distill)
+            if module is not None:
+                teacher = Teacher(logits=logits_of(module, data.x), settings=config.distill)
+        made.facts |= _train(ctx, config, made, data, samples, teacher, sparse=network.recipe.sparse)
     path, decisions = ctx.workdir / "model.safetensors", ctx.workdir / "decisions.json"
     recipe = checkpoints.quantized_recipe(
         network.recipe,
@@ -71,9 +91,11 @@ def _train(
     data: Split,
     samples: Tensor,
     teacher: Teacher | None,
+    *,
+    sparse: bool,
 ) -> dict[str, JSON]:
     facts: dict[str, JSON] = {}
-    hooks: list[Hook] = []
+    hooks: list[Hook] = [KeepZeros(made.graph)] if sparse else []
     norms = None
     if config.batch_norm_epochs:
         normed = made.reference.meta.get("normed", [])

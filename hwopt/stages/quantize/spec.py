@@ -17,7 +17,7 @@ from hwopt.core.hardware import (
     QuantizationScheme,
     TensorScheme,
 )
-from hwopt.core.stage import StageSpec
+from hwopt.core.stage import StageSpec, Timing
 from hwopt.quantization.settings import OscillationSettings, PtqSettings
 from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings, ScheduleSettings
 
@@ -59,6 +59,8 @@ class QuantizeConfig(PtqSettings):
     activations: str | None = None
     # weight_only: input channels that share a scale, a power of two
     block: Literal[16, 32, 64, 128, 256, 512] | None = None
+    where_faster: bool = False  # leave in float the layers that integer makes no faster here, by timing
+    timing: Timing = Timing()  # of where_faster
     allow_float: bool = False  # accept operators that the runtime runs in float all the same
     calibration_samples: Annotated[int, Field(ge=1)] = 512
     # The following serve QAT only.
@@ -71,6 +73,26 @@ class QuantizeConfig(PtqSettings):
     learn_zero_points: bool = False  # LSQ+; otherwise LSQ, which learns scales only
     batch_norm_epochs: Annotated[int, Field(ge=0)] = 0  # that batch statistics live on before they freeze
     oscillations: OscillationSettings | None = None
+
+    @model_validator(mode="after")
+    def _where_faster_is_static(self) -> Self:
+        if self.where_faster and self.method not in {"ptq", "qat"}:
+            raise PydanticCustomError(
+                "where_faster",
+                "where_faster times static versions, and the method is {method}",
+                {"method": self.method, "fix": "use method ptq or qat"},
+            )
+        if self.distill is not None and self.distill.features:
+            raise PydanticCustomError(
+                "features",
+                "features are matched between layers, which a quantized graph no longer has",
+                {"fix": "match them in a finetune step before"},
+            )
+        if "timing" in self.model_fields_set and not self.where_faster:
+            raise PydanticCustomError(
+                "ignored", "timing serves where_faster, and would be ignored", {"fix": "remove it"}
+            )
+        return self
 
     @field_validator("weights", "activations")
     @classmethod
@@ -140,6 +162,8 @@ def check(config: QuantizeConfig, hardware: HardwareProfile | None) -> list[tupl
         return [("quantize needs a device", "name a target")]
     problems: list[tuple[str, str]] = []
     scheme = hardware.quantization
+    if config.where_faster and hardware.kind is not DeviceKind.CPU:
+        problems.append((f"where_faster times CPUs, and {hardware.name} is none", "remove where_faster"))
     if config.method in {"dynamic", "weight_only"} and hardware.kind is not DeviceKind.CPU:
         problems.append(
             (f"method {config.method} is for CPUs, and {hardware.name} is none", "use method: ptq or qat")
@@ -221,5 +245,7 @@ SPEC: Final = StageSpec(
     check=check,
     check_input=check_input,
     facet=facet,
+    times=lambda config: config.where_faster,
+    wants_source=lambda config: config.method == "qat" and config.distill is not None,
     libraries=("torch",),
 )

@@ -1,0 +1,1 @@
+"""Decide width, layers and precision by measuring on the target."""

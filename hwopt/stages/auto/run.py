@@ -1,0 +1,379 @@
+"""Search by measuring: what would be fast is timed before anything is trained, then widths are walked down.
+
+1. For every width of the ladder: channels by importance and measured latency, and the layers that are worth
+   running in integer at that width. Only shapes matter for time, so nothing is trained yet.
+2. Widths from wide to narrow: cut, train briefly under the float model, look at the validation split; stop
+   where more is lost than the goal allows, or where the training budget would be exceeded.
+3. From the fastest version on: train the width longer, quantize it where that is faster, validate; the first
+   version that keeps the goal is the result. Where none does, the one that loses least is kept and the goal
+   is reported as missed.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwopt import checkpoints
+from hwopt.core.artifact import Artifact
+from hwopt.core.canonical import JSON, pretty_json
+from hwopt.core.hardware import HardwareProfile
+from hwopt.core.measurement import Tier
+from hwopt.core.stage import StageContext, StageResult
+from hwopt.errors import StageFailedError
+from hwopt.latency.bench import bench_of
+from hwopt.latency.costs import exported
+from hwopt.latency.precision import Precision, fastest_precision, layer_names
+from hwopt.pruning.cut import full_widths, narrowed
+from hwopt.pruning.widths import Widths
+from hwopt.quantization.ptq import quantize_module
+from hwopt.quantization.settings import PtqSettings
+from hwopt.slimming import Slimmer, pruned_recipe
+from hwopt.stages.auto.spec import AutoConfig
+from hwopt.teachers import Lesson, teacher_of
+from hwopt.training.loop import Split, evaluate, fit, split
+
+_WORTH: Final = 0.97  # a version must be this much faster than a wider or simpler one
+_SLACK: Final = 1.5  # of the drop, while a width has had its short training only
+_HOPELESS: Final = 2.0  # of the drop: more than a longer training wins back
+_RANGES: Final = 64  # samples for quantizing untrained networks
+
+
+@dataclass(slots=True, kw_only=True)
+class Rung:
+    """One width of the ladder."""
+
+    share: float  # of the float latency that was asked for
+    widths: Widths
+    in_float: float  # latency over the float model's, measured
+    precision: Precision | None  # None: nothing is faster in integer
+    quantized: float | None
+    module: nn.Module | None = None
+    recipe: checkpoints.Recipe | None = None
+    drop: float | None = None
+    tried: list[dict[str, JSON]] = field(default_factory=list)
+
+    def versions(self) -> list[tuple[float, bool]]:
+        """Latency, and whether it is quantized; the fastest first."""
+        found = [(self.in_float, False)]
+        if self.quantized is not None and self.quantized < self.in_float * _WORTH:
+            found.append((self.quantized, True))
+        return sorted(found)
+
+    def to_json(self) -> dict[str, JSON]:
+        """Plain JSON."""
+        return {
+            "share": self.share,
+            "widths": dict(self.widths),
+            "float": self.in_float,
+            "quantized": self.quantized,
+            "precision": None if self.precision is None else self.precision.to_json(),
+            "drop": self.drop,
+            "tried": list[JSON](self.tried),
+        }
+
+
+@dataclass(slots=True)
+class _Budget:
+    """CPU time of training."""
+
+    seconds: float
+    spent: float = 0.0
+
+    def allows(self, estimate: float) -> bool:
+        """Whether a training of about that length still fits."""
+        return self.spent + estimate <= self.seconds
+
+
+def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: AutoConfig) -> StageResult:
+    """From a float checkpoint and a goal to the version to ship, with all that was tried on the way."""
+    if ctx.hardware is None:
+        raise StageFailedError("auto needs a device")
+    search = _Search(ctx, inputs, config, ctx.hardware)
+    rungs = search.ladder()
+    search.descend(rungs)
+    rung, version = search.choose(rungs)
+    return search.result(rungs, rung, version)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Version:
+    """A trained candidate for the result."""
+
+    module: nn.Module
+    recipe: checkpoints.Recipe
+    drop: float
+    latency: float
+    facts: dict[str, JSON]
+
+
+class _Search:
+    def __init__(
+        self, ctx: StageContext, inputs: Mapping[str, Artifact], config: AutoConfig, hardware: HardwareProfile
+    ) -> None:
+        self.ctx, self.config, self.hardware = ctx, config, hardware
+        self.network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
+        self.data: Split = split(ctx.data(), config.tune.validation_share, ctx.seed)
+        if not len(self.data.x_validation):
+            raise StageFailedError("auto judges by the validation split", fix="set tune.validation_share")
+        self.bench = bench_of(ctx, config.timing)
+        self.shape = self.network.recipe.sample_shape
+        self.origin = exported(self.network.module, self.shape)
+        started = time.process_time()
+        teacher = teacher_of(ctx, inputs, config.distill)
+        self.lesson = Lesson(data=self.data, seed=ctx.seed, ctx=ctx, teacher=teacher, distill=config.distill)
+        _, self.whole = evaluate(self.network.module, self.data.x_validation, self.data.y_validation)
+        self.step_seconds = self._step_seconds()
+        self.budget = _Budget(config.cost * self._float_seconds(inputs))
+        self.budget.spent = time.process_time() - started
+        self.reason = "the narrowest width of the ladder was reached"
+
+    # --- cost -------------------------------------------------------------------------------------------
+
+    def _step_seconds(self) -> float:
+        """CPU time of one training step of the float network."""
+        trial = copy.deepcopy(self.network.module)
+        few = Split(
+            x=self.data.x[: 8 * self.config.tune.batch_size],
+            y=self.data.y[: 8 * self.config.tune.batch_size],
+            x_validation=self.data.x_validation[:0],
+            y_validation=self.data.y_validation[:0],
+        )
+        settings = self.config.tune.model_copy(update={"epochs": 1, "early_stopping": None})
+        history = fit(trial, few, settings, seed=0, progress=lambda text: None, label="timing")
+        return history.cpu_seconds / max(history.steps, 1)
+
+    def _float_seconds(self, inputs: Mapping[str, Artifact]) -> float:
+        """CPU time that the float training took; of one epoch where the network came from elsewhere."""
+        facts = self.ctx.source_facts.get("training")
+        if isinstance(facts, Mapping) and isinstance(facts.get("cpu_seconds"), float):
+            return float(facts["cpu_seconds"])
+        return self.step_seconds * len(self.data.x) / self.config.tune.batch_size
+
+    def _estimate(self, rung: Rung, epochs: int) -> float:
+        """CPU time of a training at a width; time falls more slowly than latency."""
+        share = rung.in_float**0.7
+        steps = epochs * len(self.data.x) / self.config.tune.batch_size
+        return float(self.step_seconds * share * steps)
+
+    # --- 1: what would be fast --------------------------------------------------------------------------
+
+    def ladder(self) -> list[Rung]:
+        """The float model and every width of the ladder that is faster than the one before."""
+        slimmer = self.slimmer(self.network.module)
+        slimmer.open_groups()
+        rungs = [self.rung(1.0, slimmer, full_widths(slimmer.structure))]
+        scores = slimmer.scores(self.config.importance)
+        for share in self.config.widths:
+            solution, reached = slimmer.towards(share, "latency", Tier.MEASURED, scores)
+            rung = self.rung(share, slimmer, solution.widths, reached.interval.estimate)
+            if rung.versions()[0][0] > rungs[-1].versions()[0][0] * _WORTH:
+                continue
+            rungs.append(rung)
+            if not reached.met:
+                break  # nothing is narrower
+        return rungs
+
+    def slimmer(self, module: nn.Module) -> Slimmer:
+        return Slimmer(
+            module=module,
+            sample_shape=self.shape,
+            rules=self.hardware.pruning,
+            samples=self.data.x,
+            labels=self.data.y,
+            bench=self.bench,
+            origin=self.origin,
+            seed=self.ctx.seed,
+        )
+
+    def rung(self, share: float, slimmer: Slimmer, widths: Widths, in_float: float = 1.0) -> Rung:
+        """Time one width in float and in its best mixture of precisions."""
+        model = slimmer.model_at(narrowed(slimmer.structure, widths))
+        samples = self.data.x[:_RANGES].numpy()
+        name = model.graph.input[0].name
+        try:
+            precision: Precision | None = fastest_precision(
+                model, self.hardware.quantization, [{name: s} for s in np.split(samples, 4)], self.bench
+            )
+        except StageFailedError as error:
+            self.ctx.progress(f"auto: no integer version at {share:g}: {error.problems[0].problem}")
+            precision = None
+        quantized = None if precision is None else in_float * precision.ratio
+        text = f"auto: width {share:g}: float {in_float:.3f}"
+        if precision is not None and quantized is not None:
+            text += (
+                f", {sum(precision.integer)} of {len(precision.integer)} layers in integer {quantized:.3f}"
+            )
+        self.ctx.progress(text)
+        return Rung(share=share, widths=widths, in_float=in_float, precision=precision, quantized=quantized)
+
+    # --- 2: how narrow may it be ------------------------------------------------------------------------
+
+    def descend(self, rungs: list[Rung]) -> None:
+        """Cut and train from rung to rung."""
+        first = rungs[0]
+        first.module, first.recipe, first.drop = self.network.module, self.network.recipe, 0.0
+        module, recipe = copy.deepcopy(self.network.module), self.network.recipe
+        needed = self.config.latency
+        for index, rung in enumerate(rungs[1:], 1):
+            wider_will_do = needed is not None and rungs[index - 1].versions()[0][0] <= needed
+            if wider_will_do and self.config.accuracy_drop is None:
+                self.reason = "the latency asked for was reached"
+                return
+            epochs = self.config.tune.epochs + self.config.polish.epochs
+            if not self.budget.allows(self._estimate(rung, epochs)):
+                self.reason = f"the training budget of {self.config.cost:g} float trainings ends here"
+                return
+            slimmer = self.slimmer(module)
+            scores = slimmer.scores(self.config.importance)
+            widths = {g.layer: min(g.width, rung.widths[g.layer]) for g in slimmer.structure.groups}
+            _, counters = slimmer.cut_to(widths, scores)
+            recipe = pruned_recipe(recipe, module, counters)
+            self.train(module, self.config.tune, f"auto, width {rung.share:g}")
+            rung.module, rung.recipe = copy.deepcopy(module), recipe
+            rung.drop = self.drop(module)
+            self.ctx.progress(f"auto: width {rung.share:g} loses {rung.drop * 100:.2f} pp in float so far")
+            allowed = self.config.accuracy_drop
+            if allowed is not None and rung.drop > max(allowed * _SLACK, allowed + 0.001):
+                self.reason = f"width {rung.share:g} loses more than the goal allows"
+                return
+
+    def train(self, module: nn.Module, settings: Any, label: str) -> None:
+        history = self.lesson.give(module, settings, label)
+        self.budget.spent += history.cpu_seconds
+
+    def drop(self, module: nn.Module) -> float:
+        """Accuracy that is lost on the validation split."""
+        return self.whole - evaluate(module, self.data.x_validation, self.data.y_validation)[1]
+
+    # --- 3: which version -------------------------------------------------------------------------------
+
+    def choose(self, rungs: list[Rung]) -> tuple[Rung, _Version]:
+        """The first version that keeps the goal, the fastest first; else the one that loses least."""
+        allowed = self.config.accuracy_drop
+        hopeless = float("inf") if allowed is None else _HOPELESS * allowed + 0.002
+        open_rungs = [r for r in rungs if r.module is not None and (r.drop or 0.0) <= hopeless]
+        options = [(share, q, rung) for rung in open_rungs for share, q in rung.versions()]
+        limit = self.config.latency
+        within = [o for o in options if limit is None or o[0] <= limit]
+        order = sorted(within or options, key=lambda o: o[0])
+        if self.config.accuracy_drop is None and within:
+            order = order[::-1]  # the widest that is fast enough loses least
+        best: tuple[Rung, _Version] | None = None
+        polished: dict[float, _Version] = {}
+        for latency, quantized, rung in order:
+            if rung.share not in polished:
+                polished[rung.share] = self.polished(rung)
+            version = polished[rung.share]
+            if quantized:
+                version = self.quantized(rung, version)
+            version.latency = latency
+            rung.tried.append({"quantized": quantized, "latency": latency, "drop": version.drop})
+            self.ctx.progress(
+                f"auto: width {rung.share:g}{' quantized' if quantized else ''}: latency {latency:.3f}, "
+                f"loses {version.drop * 100:.2f} pp"
+            )
+            if best is None or version.drop < best[1].drop:
+                best = (rung, version)
+            if self.config.accuracy_drop is None or version.drop <= self.config.accuracy_drop:
+                return rung, version
+        if best is None:
+            raise StageFailedError("no width of the ladder was trained", fix="raise cost")
+        return best
+
+    def polished(self, rung: Rung) -> _Version:
+        """A rung's network after its long training, where the budget has room for it."""
+        assert rung.module is not None and rung.recipe is not None  # noqa: S101, PT018 - only trained rungs
+        module = copy.deepcopy(rung.module)
+        drop = rung.drop or 0.0
+        if rung.share < 1 and self.budget.allows(self._estimate(rung, self.config.polish.epochs)):
+            trained = copy.deepcopy(module)
+            self.train(trained, self.config.polish, f"auto, polishing width {rung.share:g}")
+            if (after := self.drop(trained)) <= drop:
+                module, drop = trained, after
+        return _Version(module=module, recipe=rung.recipe, drop=drop, latency=rung.in_float, facts={})
+
+    def quantized(self, rung: Rung, version: _Version) -> _Version:
+        """The same network with the layers in integer that are faster so; trained where calibration loses."""
+        assert rung.precision is not None  # noqa: S101 - the version exists
+        rules = rung.precision.rules(layer_names(version.module, self.shape))
+        samples = self.samples()
+        made = quantize_module(
+            version.module,
+            self.shape,
+            self.hardware.quantization,
+            samples,
+            PtqSettings(rules=rules),
+            seed=self.ctx.seed,
+            progress=self.ctx.progress,
+        )
+        drop = self.drop(made.graph)
+        allowed = self.config.accuracy_drop
+        lost = drop - version.drop
+        qat = self.config.qat
+        facts = dict(made.facts)
+        too_much = lost > 0.001 or (allowed is not None and drop > allowed >= version.drop)
+        if qat is not None and too_much and self.budget.allows(2 * self._estimate(rung, qat.epochs)):
+            logits = None
+            if self.config.distill is not None:
+                logits = self.lesson.logits
+            history = fit(
+                made.graph,
+                self.data,
+                qat,
+                seed=self.ctx.seed,
+                progress=self.ctx.progress,
+                label="auto, qat",
+                teacher=logits,
+            )
+            self.budget.spent += history.cpu_seconds
+            facts["qat_history"] = list(history.epochs)
+            drop = self.drop(made.graph)
+        recipe = checkpoints.quantized_recipe(
+            version.recipe,
+            version.module,
+            self.hardware.quantization,
+            self.hardware.name,
+            made.settings.rules,
+            made.reference.meta.get("scaled", []),
+        )
+        return _Version(module=made.graph, recipe=recipe, drop=drop, latency=rung.in_float, facts=facts)
+
+    def samples(self) -> Tensor:
+        order = np.random.default_rng([self.ctx.seed, 2]).permutation(len(self.data.x))
+        return self.data.x[torch.from_numpy(order[: self.config.calibration_samples])]
+
+    # --- the result -------------------------------------------------------------------------------------
+
+    def result(self, rungs: list[Rung], rung: Rung, version: _Version) -> StageResult:
+        path, table = self.ctx.workdir / "model.safetensors", self.ctx.workdir / "tried.json"
+        checkpoints.save(path, version.module, version.recipe)
+        tried: list[JSON] = [r.to_json() for r in rungs]
+        table.write_text(pretty_json(tried))
+        allowed, limit = self.config.accuracy_drop, self.config.latency
+        quantized = version.recipe.scheme is not None
+        facts: dict[str, Any] = {
+            "auto": {
+                "width": rung.share,
+                "widths": dict(rung.widths),
+                "integer_layers": rung.precision.to_json() if quantized and rung.precision else None,
+                "validation_drop": version.drop,
+                "latency": version.latency,
+                "tier": Tier.MEASURED.value,
+                "stopped": self.reason,
+                "met": (allowed is None or version.drop <= allowed)
+                and (limit is None or version.latency <= limit),
+                "tried": tried,
+            },
+            "asked_integer": quantized,
+            "training": {"cpu_seconds": self.budget.spent},
+            **{k: v for k, v in version.facts.items() if k != "trials"},
+        }
+        return StageResult(files={"checkpoint": path, "tried": table}, facts=facts)

@@ -1,0 +1,1 @@
+"""Zeros in place: unstructured and N:M sparsity."""
