@@ -22,7 +22,10 @@ INTERNAL: Final = 70
 _COMMANDS: Final = {
     "pipeline": ("run, plan or validate a pipeline profile", "hwopt.cli.pipeline:pipeline"),
     "train": ("train the model of a profile", "hwopt.cli.single:train"),
-    "prune": ("remove channels of a checkpoint", "hwopt.cli.single:prune"),
+    "prune": ("remove channels of a checkpoint, to a goal", "hwopt.cli.compress:prune"),
+    "finetune": ("train a checkpoint further, under a teacher", "hwopt.cli.compress:finetune"),
+    "sparsify": ("set weights of a checkpoint to zero", "hwopt.cli.compress:sparsify"),
+    "auto": ("decide width, layers and precision by measuring", "hwopt.cli.compress:auto"),
     "quantize": ("quantize a checkpoint or an ONNX model for a device", "hwopt.cli.quantize:quantize"),
     "verify": ("prove that a deployed model computes what it should", "hwopt.cli.verify:verify"),
     "export": ("write a checkpoint as ONNX", "hwopt.cli.single:export"),

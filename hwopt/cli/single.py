@@ -1,4 +1,4 @@
-"""``hwopt train | prune | export``: single stages on files."""
+"""``hwopt train | export``: single stages on files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hwopt.config.profile import load
 from hwopt.core.canonical import JSON
 from hwopt.core.profile import HOST_CPU
 from hwopt.core.settings import Settings
-from hwopt.engine.single import Job, device, run_stage
+from hwopt.engine.single import Job, run_stage
 from hwopt.errors import ConfigError
 from hwopt.plugins import resolve
 
@@ -73,30 +73,6 @@ def train(profile: Path, output: Path, overrides: tuple[str, ...], as_json: bool
     if loaded.source.stage != "train":
         raise ConfigError("an ONNX model is not trained", where=loaded.model_where, fix="name a torch model")
     facts = run_stage("train", loaded.source.config, job, {}, {"checkpoint": output})
-    finish(output, facts, as_json)
-
-
-@click.command()
-@_profile
-@_checkpoint
-@common
-@target_option
-@click.option("--ratio", type=float, required=True, help="Share of the channels to remove, 0 to 1.")
-def prune(
-    profile: Path,
-    checkpoint: Path,
-    output: Path,
-    overrides: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
-    target: str,
-    ratio: float,
-) -> None:
-    """Remove channels of CHECKPOINT; widths are rounded to what the device likes."""
-    job = Job(profile=load(profile, overrides), hardware=device(target), progress=progress(quiet))
-    facts = run_stage(
-        "prune", settings("prune", ratio=ratio), job, {"checkpoint": checkpoint}, {"checkpoint": output}
-    )
     finish(output, facts, as_json)
 
 

@@ -119,10 +119,41 @@ def judge_row(requirements: Sequence[Requirement], result: Result) -> tuple[Verd
     if not result["details"].get("applicable", True):
         return None, []
     mine = [r for r in requirements if r.target in {None, result["target"]}]
+    goals = goals_of(result)
     if result["status"] == "unavailable" and all(r.target is None for r in mine):
         return None, []  # nothing was promised for this target by name; it is listed as not checked
-    judged = [judge(requirement, result) for requirement in mine]
+    judged = [*(judge(requirement, result) for requirement in mine), *goals]
     return (worst([j.verdict for j in judged]) if judged else None), judged
+
+
+def goals_of(result: Result) -> list[Judged]:
+    """What the candidate's own steps were asked to reach; a missed goal fails like a requirement."""
+    if result["status"] != "ok":
+        return []
+    found = []
+    pruned = result["details"].get("pruning_goal")
+    if pruned:
+        reached, goal = pruned["reached"], pruned["goal"]
+        low, high = reached["low"], reached["high"]
+        said = f"{pruned['unit']} of {reached['estimate']:.3g} [{low:.3g}, {high:.3g}] of the float model's"
+        verdict = Verdict.FAIL if low is not None and low > goal else Verdict.INCONCLUSIVE
+        if high is not None and high <= goal:
+            verdict = Verdict.PASS
+        if not pruned["met"] and verdict is not Verdict.FAIL:
+            verdict = Verdict.INCONCLUSIVE
+        reason = f"pruning reached a {pruned['tier']} {said}"
+        if verdict is Verdict.FAIL:
+            reason += "; no legal widths are cheaper, and this is the nearest"
+        name = f"{pruned['unit']} ≤ {goal:g} of float (goal of prune)"
+        found.append(Judged(requirement=name, verdict=verdict, reason=reason))
+    auto = result["details"].get("auto")
+    if auto:
+        verdict = Verdict.PASS if auto["met"] else Verdict.FAIL
+        said = f"loses {auto['validation_drop'] * 100:.2f} pp at {auto['latency']:.3f} of the float latency"
+        name = f"{auto['goal']} (goal of recipe auto, on the validation split)"
+        reason = f"its version {said}; {auto['stopped']}"
+        found.append(Judged(requirement=name, verdict=verdict, reason=reason))
+    return found
 
 
 def choose(rows: Sequence[Result]) -> Result | None:

@@ -24,7 +24,7 @@ from hwopt.core.canonical import JSON, digest_of, digest_of_file
 from hwopt.core.dataset import Dataset
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.host import describe
-from hwopt.core.measurement import Verdict
+from hwopt.core.measurement import Tier, Verdict
 from hwopt.core.plan import Plan, Row, Step
 from hwopt.core.profile import PipelineProfile
 from hwopt.core.stage import Progress, StageContext, StageFunction, StageResult, StageSpec
@@ -193,6 +193,12 @@ class _Run:
                 entry |= self.attempt(step, started)
             self.steps.append(entry)
 
+    def float_training(self) -> Any:
+        """What the training of the float model cost; None where it was not trained here."""
+        first = [s for s in self.prepared.plan.steps if s.stage == self.prepared.profile.source.stage]
+        found = [self.done[s.key].facts.get("training") for s in first if s.key in self.done]
+        return found[0] if found else None
+
     def again(self, step: Step) -> bool:
         """Whether the user asked for this step to be done again."""
         measured = resolve("stage", step.stage).measured
@@ -333,7 +339,23 @@ def _result(row: Row, hardware: HardwareProfile | None, state: _Run) -> dict[str
     failure = next((state.failures[key] for key in row.steps if key in state.failures), None)
     result: dict[str, Any] = assemble(row, facts, failure, hardware)
     result["details"]["steps"] = list(row.steps)
+    result["details"]["training_cost"] = training_cost(
+        [part.get("training") for part in facts], state.float_training()
+    )
     return result
+
+
+def training_cost(trainings: list[Any], whole: Any) -> dict[str, JSON] | None:
+    """CPU time that a candidate's own steps trained, and in trainings of the float model; None for none."""
+    spent = [float(t["cpu_seconds"]) for t in trainings if t]
+    if not spent:
+        return None
+    once = float(whole["cpu_seconds"]) if whole else None
+    return {
+        "cpu_seconds": sum(spent),
+        "of_float": sum(spent) / once if once else None,
+        "tier": Tier.MEASURED.value,
+    }
 
 
 def _not_checked(results: list[dict[str, Any]]) -> list[JSON]:

@@ -83,6 +83,11 @@ def run_stage(
         ConfigError: the device cannot serve the settings, or an output exists as a folder.
     """
     spec: StageSpec = resolve("stage", stage)
+    if spec.times(config) and job.hardware is not None:
+        timing: Any = config.timing  # type: ignore[attr-defined]  # of every stage that times
+        if timing.runtime is None:
+            filled = timing.model_copy(update={"runtime": runtime_of(job.hardware)})
+            config = config.model_copy(update={"timing": filled})
     problems = spec.check(config, job.hardware)
     if problems:
         text, fix = problems[0]
@@ -90,7 +95,8 @@ def run_stage(
     for path in outputs.values():
         if path.is_dir():
             raise ConfigError(f"{path} is a folder", fix="give the name of a file")
-    artifacts = {port: _artifact(path, spec, port) for port, path in inputs.items()}
+    wanted = {p: f for p, f in inputs.items() if p in spec.consumes or spec.wants_source(config)}
+    artifacts = {port: _artifact(path, spec, port) for port, path in wanted.items()}
     step = Step(key="", stage=stage, label=stage, config=config, hardware=job.hardware, inputs={}, where=None)
     with tempfile.TemporaryDirectory() as folder:
         context = StageContext(
@@ -116,7 +122,7 @@ def _artifact(path: Path, spec: StageSpec, port: str) -> Artifact:
     if not path.is_file():
         raise ConfigError("no such file", where=str(path))
     kind: Kind = load_reference("hwopt.checkpoints:kind_of")(path)
-    if kind not in spec.consumes[port]:
+    if kind not in spec.consumes.get(port, frozenset(Kind) - {Kind.ONNX}):
         raise ConfigError(
             f"{spec.name} does not take a {kind.value}",
             where=str(path),

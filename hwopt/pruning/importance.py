@@ -46,8 +46,7 @@ def importance(
         power = 1 if method == "l1" else 2
         return {g.layer: _norms(g, structure, state, power) for g in structure.groups}
     if method == "batch_norm":
-        norms = {n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-        return {g.layer: _scales(g, structure, state, norms) for g in structure.groups}
+        return {g.layer: _scales(g, structure, state, _batch_norms(module)) for g in structure.groups}
     if not batches:
         raise ConfigError(f"importance {method!r} needs labelled samples")
     return {
@@ -55,6 +54,10 @@ def importance(
         "fisher": lambda: _by_gradients(module, structure, batches, square=True),
         "hessian": lambda: _hessian(module, structure, batches, seed),
     }[method]()
+
+
+def _batch_norms(module: nn.Module) -> set[str]:
+    return {n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
 
 
 def _rows(tensor: Tensor, dim: int, reduce: Callable[[Tensor], Tensor]) -> Vector:
@@ -110,6 +113,7 @@ def _by_gradients(
     signed = {g.layer: np.zeros(g.width) for g in structure.groups}
     squared = {g.layer: np.zeros(g.width) for g in structure.groups}
     parameters = dict(module.named_parameters())
+    norms = _batch_norms(module)
     module.train(False)
     for x, y in batches:
         loss = functional.cross_entropy(module(x), y)
@@ -118,9 +122,11 @@ def _by_gradients(
         products = {n: p.detach() * gradients[n] for n, p in parameters.items() if gradients[n] is not None}
         for group in structure.groups:
             change = np.zeros(group.width)
-            for name, dim, ids in _touched(group, structure, products):
-                if dim == 0:  # what the unit writes; counting its readers too would count it twice
-                    change += _by_unit(group, ids, _rows(products[name], dim, lambda rows: rows.sum(1)))
+            # What the unit writes, after its norm where it has one: silencing that silences the unit.
+            written = [t for t in _touched(group, structure, products) if t[1] == 0]
+            normed = [t for t in written if t[0].rpartition(".")[0] in norms]
+            for name, dim, ids in normed or written:
+                change += _by_unit(group, ids, _rows(products[name], dim, lambda rows: rows.sum(1)))
             signed[group.layer] += change / len(batches)
             squared[group.layer] += change**2 / len(batches)
     return squared if square else {layer: value**2 for layer, value in signed.items()}

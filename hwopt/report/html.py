@@ -6,7 +6,7 @@ from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hwopt.report.plot import points, scatter
+from hwopt.report.plot import points, scatter, sensitivity
 from hwopt.report.rows import HEADINGS, Record, choices, percent, sentence, table, warnings
 from hwopt.report.text import absent
 
@@ -46,5 +46,6 @@ def page(record: Record) -> str:
         targets=targets,
         meaning=_MEANING,
         percent=percent,
+        sensitivity=sensitivity,
         tiers=sorted({r["tier"] for r in record["results"] if r["tier"]}),
     )

@@ -97,6 +97,43 @@ def scatter(data: Sequence[Point]) -> Markup:
     return Markup("").join(parts)
 
 
+def sensitivity(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """What is lost when one group is cut alone: a row a group, a dot a ratio, the larger the more is cut."""
+    if not rows:
+        return None
+    layers = list(dict.fromkeys(str(row["layer"]) for row in rows))
+    left, row_height, right = 130.0, 18.0, 20.0
+    height = TOP + row_height * len(layers) + BOTTOM
+    marks = ticks(min(0.0, *(float(r["drop"]) for r in rows)), max(float(r["drop"]) for r in rows))
+    low, high = marks[0], marks[-1]
+
+    def px(drop: float) -> float:
+        return left + (drop - low) / (high - low) * (WIDTH - left - right)
+
+    def py(layer: str) -> float:
+        return TOP + row_height * (layers.index(layer) + 0.5)
+
+    parts = [
+        Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+            WIDTH, height, "accuracy lost when one group of channels is cut alone"
+        )
+    ]
+    for mark in marks:
+        parts.append(_line(px(mark), TOP, px(mark), height - BOTTOM, "grid"))
+        parts.append(_text(px(mark), height - BOTTOM + 16, _number(mark * 100), "middle"))
+    parts.append(_text((WIDTH + left) / 2, height - 6, "accuracy lost, pp", "middle"))
+    for layer in layers:
+        parts.append(_text(left - 8, py(layer) + 4, layer[-20:], "end"))
+    for row in rows:
+        parts.append(
+            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="point measured"/>').format(
+                px(float(row["drop"])), py(str(row["layer"])), 2 + 5 * float(row["cut"])
+            )
+        )
+    parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover a range: steps of 1, 2 or 5 times a power of ten."""
     span = high - low

@@ -131,13 +131,47 @@ def warnings(record: Record) -> list[str]:
             found.append(f"{place}: the runtime did not reach a steady state before timing")
         floats = r["details"].get("evaluation", {}).get("float_operators") or []
         share = r["integer_share"]
-        if r["details"]["asked_integer"] and share is not None and share < 1:
+        chosen = r["details"].get("where_faster") or r["details"].get("auto")  # to leave layers in float
+        if r["details"]["asked_integer"] and share is not None and share < 1 and not chosen:
             found.append(
                 f"{place} was quantized, and {len(floats)} weighted operators run in float: "
                 f"{', '.join(floats[:4])}"
             )
+        found += _of_pruning(r, place)
     found += _quantized_slower(record)
     return found
+
+
+def _of_pruning(r: Mapping[str, Any], place: str) -> list[str]:
+    """Goals that were missed, and zeros that bring no speed."""
+    found = []
+    goal = r["details"].get("pruning_goal")
+    if goal and not goal["met"]:
+        found.append(
+            f"{place} was to be pruned to {goal['goal']:g} of the float {goal['unit']}, and reached "
+            f"{goal['reached']['estimate']:.3f} ({goal['tier']})"
+        )
+    auto = r["details"].get("auto")
+    if auto and not auto["met"]:
+        found.append(f"{place}: recipe auto did not find {auto['goal']}; {auto['stopped']}")
+    zeros = r["details"].get("zero_weights")
+    if zeros:
+        found.append(f"{place}: {zeros['share']:.0%} of the weights are zero{_brings(r)}")
+    return found
+
+
+def _brings(r: Mapping[str, Any]) -> str:
+    """What zeros brought: measured speed, or size only."""
+    packed = r["details"].get("deflated_bytes")
+    text = f"; compressed the file takes {size(packed)} instead of {size(r['file_bytes'])}" if packed else ""
+    ratio = r["speedup"]
+    if not ratio or ratio["low"] is None:
+        return text + "; whether that is faster was not measured here"
+    if r["details"].get("cuts") or r["details"]["asked_integer"]:
+        return text + "; what the zeros add to the speed of the other steps was not measured apart"
+    if ratio["low"] > 1:
+        return text + f", and it is faster: {speedup(ratio)}"
+    return text + f", and no faster on this runtime: {speedup(ratio)}"
 
 
 def _is_baseline(result: Mapping[str, Any]) -> bool:

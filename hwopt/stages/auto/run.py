@@ -368,6 +368,11 @@ class _Search:
                 "latency": version.latency,
                 "tier": Tier.MEASURED.value,
                 "stopped": self.reason,
+                "goal": " and ".join(
+                    f"{name} ≤ {value:g}"
+                    for name, value in (("accuracy_drop", allowed), ("latency", limit))
+                    if value is not None
+                ),
                 "met": (allowed is None or version.drop <= allowed)
                 and (limit is None or version.latency <= limit),
                 "tried": tried,

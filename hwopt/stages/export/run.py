@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,9 +56,13 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) ->
     size = model.stat().st_size
     text = "" if parity is None else f", agreement of the file as written {parity['agreement']:.2%}"
     ctx.progress(f"export: {size:,} bytes{text}")
+    packed: dict[str, JSON] = {}
+    if not checkpoints.is_onnx(source) and checkpoints.read_recipe(source).sparse:
+        packed = {"deflated_bytes": len(zlib.compress(model.read_bytes(), 9))}
     return StageResult(
         files={"model": model, "twin": predictions},
         facts={
+            **packed,
             "file_bytes": size,
             "parameters": parameters,
             "macs": _macs(model),

@@ -47,7 +47,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) 
     slimmer.open_groups()
     facts: dict[str, Any] = {"frozen": dict(slimmer.structure.frozen)}
     if config.sensitivity:
-        facts["sensitivity"] = _scan(ctx, slimmer, config, data)
+        facts["prune_sensitivity"] = _scan(ctx, slimmer, config, data)
     lesson = None
     if config.trains:
         teacher = teacher_of(ctx, inputs, config.distill)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hwopt import checkpoints
+from hwopt.core.choices import Choice
+from hwopt.models.build import build_model, resize_to
+from hwopt.pruning.cut import attributes_at, cut, examine, narrowed, run, shapes_at
+from hwopt.pruning.structure import Structure, structure_of
+from hwopt.quantization.graph import to_graph
+from hwopt.testing.models import SAMPLE_SHAPE, tiny_net
+from tests.pruning.nets import KINDS, SHAPE, Attention, Fixed, Random, Recurrent
+from tests.quantization.nets import float_onnx, run_onnx
+
+SEQUENCE = (5, 6)
+
+
+def examined(net: nn.Module, shape: tuple[int, ...]) -> Structure:
+    return examine(net, to_graph(net, shape, fold_batch_norm=False), shape)
+
+
+def alive(net: nn.Module) -> nn.Module:
+    """Batch norms that do something."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.3)
+    return net.eval()
+
+
+def zeroed(net: nn.Module, structure: Structure, keep: np.ndarray) -> nn.Module:
+    """The whole network with all that makes a cut channel set to zero: after ReLU it says nothing."""
+    silent = copy.deepcopy(net)
+    state = silent.state_dict()
+    for (name, dim), ids in structure.owners.items():
+        gone = torch.from_numpy((ids >= 0) & ~keep[ids.clip(0)])
+        if dim == 0 and "running" not in name:
+            state[name][gone] = 0
+    return silent
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=4),
+    flatten=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_random_cuts_of_random_networks_leave_what_the_kept_channels_compute(
+    tmp_path: Path, kinds: list[str], flatten: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    net = alive(Random(kinds, [int(w) for w in rng.choice([8, 12, 16], len(kinds))], flatten=flatten))
+    structure = examined(net, SHAPE)
+    assert structure.groups
+    widths = {g.layer: int(rng.integers(1, g.width + 1)) for g in structure.groups}
+    keep = narrowed(structure, widths)
+    small = copy.deepcopy(net)
+    cut(small, structure, keep)
+    x = torch.rand(4, *SHAPE)
+    with torch.no_grad():
+        assert torch.allclose(small(x), zeroed(net, structure, keep)(x), atol=1e-5)
+        expected = small(x).numpy()
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    assert shapes_at(structure, shapes, keep) == checkpoints.shapes_of(small)
+    path = float_onnx(small, SHAPE, tmp_path / f"{seed}.onnx")
+    assert np.allclose(run_onnx(path, {"input": x.numpy()})[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "mobilenet_v2"])
+def test_pruned_networks_run_reload_and_train(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape, choice = (1, 16, 16), Choice(name=name, factory=None, options={})
+    net = build_model(choice, shape, 10, None)
+    structure = examined(net, shape)
+    assert list(structure.frozen.values()) == ["they are the network's outputs"]
+    cut(net, structure, narrowed(structure, {g.layer: g.width // 2 for g in structure.groups}))
+    x = torch.rand(3, *shape)
+    net.train()
+    net(x).sum().backward()
+    net.eval()
+    recipe = checkpoints.Recipe(
+        model=choice, sample_shape=shape, classes=10, shapes=checkpoints.shapes_of(net)
+    )
+    checkpoints.save(tmp_path / "m.safetensors", net, recipe)
+    again = checkpoints.load(tmp_path / "m.safetensors", None)
+    again.module.eval()
+    assert torch.equal(again.module(x), net(x))
+
+
+def test_branches_of_a_concatenation_are_groups_of_their_own() -> None:
+    net = Random(["concat", "plain"], [8, 8], flatten=False)
+    structure = examined(net, SHAPE)
+    names = {g.layer: g.width for g in structure.groups}
+    assert names["blocks.0.left"] == 4
+    assert names["blocks.0.right"] == 6
+    columns = structure.owners["blocks.1.enter.weight", 1]
+    left = next(g for g in structure.groups if g.layer == "blocks.0.left")
+    assert columns[:4].tolist() == left.units.tolist()
+
+
+def test_residual_and_depthwise_stay_consistent() -> None:
+    net = tiny_net()
+    structure = examined(net, SAMPLE_SHAPE)
+    assert [(g.layer, g.width) for g in structure.groups] == [("stem.0", 16)]
+    cut(net, structure, narrowed(structure, {"stem.0": 8}))
+    assert net.depthwise[0].groups == net.stem[0].out_channels == net.point.out_channels == 8
+    run(net, SAMPLE_SHAPE)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_heads_of_attention_go_as_one_and_are_counted(fused: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Attention(fused=fused).eval()
+    structure = examined(net, SEQUENCE)
+    heads = next(g for g in structure.groups if g.width == 4)
+    assert heads.channels == 8
+    assert "up" in {g.layer for g in structure.groups}
+    keep = narrowed(structure, {heads.layer: 3, "up": 20, "enter": 30})
+    small = copy.deepcopy(net)
+    cut(small, structure, keep)
+    assert small.num_heads == 3
+    assert attributes_at(structure, keep) == {"num_heads": 3}
+    assert small.out.in_features == 24
+    # Heads that are gone had to say nothing: their values were zero.
+    x = torch.rand(2, *SEQUENCE)
+    silent = zeroed(net, structure, narrowed(structure, {heads.layer: 3}))
+    heads_only = copy.deepcopy(net)
+    cut(heads_only, structure, narrowed(structure, {heads.layer: 3}))
+    assert torch.allclose(heads_only(x), silent(x), atol=1e-5)
+    float_onnx(small, SEQUENCE, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "both"), [("lstm", 1, False), ("lstm", 2, True), ("gru", 1, True)]
+)
+def test_hidden_units_of_recurrent_layers(kind: str, layers: int, both: bool) -> None:
+    torch.manual_seed(0)
+    net = Recurrent(kind, layers=layers, both=both).eval()
+    structure = examined(net, SEQUENCE)
+    (group,) = structure.groups
+    assert group.width == 24
+    small = copy.deepcopy(net)
+    keep = narrowed(structure, {group.layer: 16})
+    cut(small, structure, keep)
+    assert small.cell.hidden_size == 16
+    # A unit whose gates have no weights stays at zero when it starts there, for LSTM and GRU alike.
+    x = torch.rand(2, *SEQUENCE)
+    assert torch.allclose(small(x), zeroed(net, structure, keep)(x), atol=1e-5)
+
+
+def test_a_width_fixed_in_forward_is_refused_with_the_reason() -> None:
+    structure = examined(Fixed(), SHAPE)
+    assert [g.layer for g in structure.groups] == ["second"]
+    assert "fixed in forward()" in structure.frozen["first"]
+
+
+def test_multihead_attention_of_torch_is_refused_not_corrupted() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+            self.up, self.head = nn.Linear(16, 32), nn.Linear(32, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+            result: torch.Tensor = self.head(torch.relu(self.up(x)).mean(1))
+            return result
+
+    structure = examined(Net(), (5, 16))
+    assert [g.layer for g in structure.groups] == ["up"]
+    assert "attention" in structure.frozen
+
+
+def test_an_unknown_operator_freezes_what_it_reads() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.roll(self.first(x), 1, 1)
+            result: torch.Tensor = self.head(self.second(x).mean((2, 3)))
+            return result
+
+    net = Net()
+    structure = structure_of(to_graph(net, SHAPE, fold_batch_norm=False), net)
+    assert [g.layer for g in structure.groups] == ["second"]
+    assert "roll is not known" in structure.frozen["first"]
+
+
+def test_resize_leaves_equal_shapes_alone() -> None:
+    net = tiny_net()
+    weight = net.stem[0].weight
+    resize_to(net, checkpoints.shapes_of(net))
+    assert net.stem[0].weight is weight
