@@ -38,7 +38,7 @@ from hwopt.plugins import call_factory, load_reference, resolve, source_files, u
 from hwopt.store.store import Finished, Store, new_run_id
 
 SCHEMA_VERSION: Final = 1
-_RECORDED_LIBRARIES: Final = ("hwopt", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "torch-pruning")
+_RECORDED_LIBRARIES: Final = ("hwopt", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
 class Fresh(Enum):

@@ -1,1 +1,1 @@
-"""Structured pruning: Torch-Pruning finds what must go together, hwopt decides what goes."""
+"""Fewer channels, or zeros in place: what must go together, what matters, how much goes."""

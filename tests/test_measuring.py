@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwopt.stages.benchmark import pairs
+from hwopt.measuring import pairs
 
 
 def spin(units: int) -> Callable[[], None]:
