@@ -41,7 +41,7 @@ class Recipe:
     scheme_name: str | None = None  # the hardware profile that the scheme came from
     rules: tuple[LayerRule, ...] = ()  # layers that depart from the scheme
     scaled: tuple[tuple[str, tuple[str, ...]], ...] = ()  # tensors that SmoothQuant scales for some readers
-    counters: Mapping[str, int] = field(default_factory=dict)  # attention heads after pruning, by attribute
+    counters: Mapping[str, int] = field(default_factory=dict)  # heads and groups after pruning, by attribute
     sparse: bool = False  # its zeros are meant, and further training keeps them
 
     def to_json(self) -> dict[str, JSON]:

@@ -18,7 +18,7 @@ from hwopt.errors import ConfigError, StageFailedError
 from hwopt.latency.bench import Bench
 from hwopt.latency.costs import Build, Cost, builder, exported, macs, measured, roofline
 from hwopt.pruning import importance as importances
-from hwopt.pruning.cut import Keep, attributes_at, cut, examine, full_widths, narrowed, strongest
+from hwopt.pruning.cut import Keep, attributes_at, breaks, cut, examine, grouped, narrowed, strongest
 from hwopt.pruning.structure import Structure
 from hwopt.pruning.widths import Solution, Widths, nearest, solve
 from hwopt.quantization.graph import to_graph
@@ -94,7 +94,10 @@ class Slimmer:
         """ConfigError where nothing can be cut, with the reasons."""
         if not self.structure.groups:
             reasons = "; ".join(f"{layer}: {why}" for layer, why in list(self.structure.frozen.items())[:6])
-            raise ConfigError(f"no group of channels can be cut: {reasons or 'the network has no layers'}")
+            raise ConfigError(
+                f"no group of channels can be cut: {reasons or 'the network has no layers'}",
+                fix="take widths in forward() from tensors; see docs/pruning.md",
+            )
 
     def scores(self, method: str) -> importances.Scores:
         """Importance of every unit."""
@@ -154,23 +157,20 @@ class Slimmer:
         """What costs are shares of."""
         return self.origin if self.origin is not None else exported(self.module, self.sample_shape)
 
-    def cut_to(self, widths: Widths, scores: importances.Scores) -> tuple[list[JSON], dict[str, int]]:
-        """Cut in place, estimate batch-norm statistics anew, and read the new structure.
-
-        Returns:
-            one entry a group, and the counters of attention heads.
-        """
-        before = full_widths(self.structure)
+    def cut_to(self, widths: Widths, scores: importances.Scores) -> dict[str, int]:
+        """Cut in place and estimate batch-norm statistics anew; the counters for the recipe."""
+        why = breaks(self.module, self.structure, widths, self.sample_shape)
+        if why is not None:
+            raise StageFailedError(
+                f"the network does not run at the widths chosen: {why}",
+                fix="its forward() ties groups to each other; keep some of them whole: layers: {NAME: 0}",
+            )
         keep = strongest(self.structure, scores, widths)
-        counters = attributes_at(self.structure, keep)
-        cuts: list[JSON] = [
-            {"layer": g.layer, "before": before[g.layer], "after": widths[g.layer], "channels": g.channels}
-            for g in self.structure.groups
-        ]
         cut(self.module, self.structure, keep)
+        counters = attributes_at(self.structure, keep) | grouped(self.module)
+        self.structure, self.build = self.structure.after(keep), None
         refresh_batch_norm(self.module, self.samples)
-        self._examine()
-        return cuts, counters
+        return counters
 
 
 def own_widths(

@@ -26,6 +26,7 @@ class Lesson:
     ctx: StageContext
     teacher: nn.Module | None = None
     distill: Distillation | None = None
+    sparse: bool = False  # zeros stay zero
     logits: Teacher | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -39,12 +40,10 @@ class Lesson:
         settings: FitSettings,
         label: str,
         hooks: tuple[Hook, ...] = (),
-        *,
-        sparse: bool = False,
     ) -> History:
-        """Train ``student`` in place; ``sparse`` keeps its zeros."""
+        """Train ``student`` in place."""
         extra: list[Hook] = [*hooks]
-        if sparse:
+        if self.sparse:
             extra.append(KeepZeros(student))
         matching = None
         if self.teacher is not None and self.distill is not None and self.distill.features:

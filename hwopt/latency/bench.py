@@ -82,7 +82,7 @@ def bench_of(ctx: StageContext, timing: Timing) -> Bench:
         StageFailedError: no device, or fewer samples than the batch.
     """
     if ctx.hardware is None:
-        raise StageFailedError("models are timed for a device, and none is named")
+        raise StageFailedError("models are timed for a device, and none is named", fix="name a target")
     batch = timing.batch or 1
     sample = ctx.data().x_train[:batch]
     if len(sample) < batch:

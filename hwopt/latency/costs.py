@@ -126,7 +126,7 @@ def _counted(
 
     whole = total(build(everything(structure)) if origin is None else copy.deepcopy(origin))
     if whole <= 0:
-        raise StageFailedError(f"the network has no {unit} to save")
+        raise StageFailedError(f"the network has no {unit} to save", fix="give the goal as a ratio")
 
     def of(candidates: Sequence[Widths]) -> list[float]:
         return [total(build(narrowed(structure, widths))) / whole for widths in candidates]

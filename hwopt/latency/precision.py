@@ -9,7 +9,7 @@ an untrained network answers as well as a trained one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,7 @@ from hwopt.core.hardware import LayerRule, QuantizationScheme
 from hwopt.errors import StageFailedError
 from hwopt.latency.bench import Bench
 from hwopt.latency.costs import exported
+from hwopt.quantization.eligible import overrides
 from hwopt.quantization.fx_net import FxNet
 from hwopt.quantization.graph import to_graph
 from hwopt.quantization.layer_time import layer_times
@@ -68,19 +69,27 @@ def layer_names(module: nn.Module, sample_shape: Sequence[int]) -> list[str]:
 
 
 def fastest_precision(
-    model: onnx.ModelProto, scheme: QuantizationScheme, batches: Sequence[Batch], bench: Bench
+    model: onnx.ModelProto,
+    scheme: QuantizationScheme,
+    batches: Sequence[Batch],
+    bench: Bench,
+    never: Collection[int] = (),
 ) -> Precision:
     """The fastest of the versions of a float model with one or more layers in integer.
 
     Args:
         batches: a few samples, for ranges.
+        never: layers, counted from 0, that stay in float whatever they gain.
+    Returns:
+        the fastest of those that were tried; its ratio is measured again, because the least of several
+        measurements is a lucky one.
     Raises:
         StageFailedError: no layer can be quantized, or the runtime's layers are not those of the file.
     """
     layers = weighted(OnnxNet(_copied(model)))
     names = [name for name, _ in layers]
     if not layers:
-        raise StageFailedError("the model has no layer with weights")
+        raise StageFailedError("the model has no layer with weights", fix="there is nothing to quantize")
     call = {model.graph.input[0].name: bench.sample}
 
     def version(integer: set[int]) -> onnx.ModelProto:
@@ -88,19 +97,22 @@ def fastest_precision(
         rules = (LayerRule(layers="|".join(kept), keep_float=True),) if kept else ()
         return quantize_onnx(model, scheme, batches, _QUICK.model_copy(update={"rules": rules})).model
 
-    everything = version(set(range(len(names))))
+    allowed = set(range(len(names))) - set(never)
+    if not allowed:
+        raise StageFailedError("every layer is to stay in float", fix="drop some of the rules")
+    everything = version(allowed)
     slow, _ = layer_times(model, call, layers)
     fast, _ = layer_times(everything, call, layers)
     gain = [slow.get(name, 0.0) - fast.get(name, 0.0) for name in names]
-    order = sorted(range(len(names)), key=lambda index: -gain[index])
-    counts = sorted({n for n in (*_TRIED, sum(g > 0 for g in gain)) if 0 < n < len(names)})
-    chosen = [set(order[:count]) for count in counts] + [set(range(len(names)))]
+    order = sorted(allowed, key=lambda index: -gain[index])
+    counts = sorted({n for n in (*_TRIED, sum(gain[i] > 0 for i in order)) if 0 < n < len(order)})
+    chosen = [set(order[:count]) for count in counts] + [allowed]
     models = [version(integer) for integer in chosen[:-1]] + [everything]
     found = bench.ratios(model, models)
     best = min(range(len(found)), key=lambda index: found[index])
     return Precision(
         integer=tuple(index in chosen[best] for index in range(len(names))),
-        ratio=found[best],
+        ratio=bench.confirm(model, models[best]).estimate,
         trials=tuple((len(integer), ratio) for integer, ratio in zip(chosen, found, strict=True)),
     )
 
@@ -111,14 +123,22 @@ def module_precision(
     scheme: QuantizationScheme,
     batches: Sequence[Batch],
     bench: Bench,
+    rules: Sequence[LayerRule] = (),
 ) -> tuple[Precision, tuple[LayerRule, ...]]:
-    """The same for a torch module, with the rules that its quantization needs.
+    """The same for a torch module, with the rules that its quantization needs beside the user's ``rules``.
 
     Raises:
         StageFailedError: the exported file has other layers than the module.
     """
-    found = fastest_precision(exported(module, sample_shape), scheme, batches, bench)
-    names = layer_names(module, sample_shape)
+    net = FxNet(to_graph(module, sample_shape))
+    ruled = {name for name, rule in overrides(net, rules).items() if rule.keep_float}
+    never = [
+        index
+        for index, op in enumerate(op for op in net.ops if op.kind in WEIGHTED and op.weight)
+        if op.name in ruled
+    ]
+    found = fastest_precision(exported(module, sample_shape), scheme, batches, bench, never)
+    names = [name for name, _ in weighted(net)]
     if len(names) != len(found.integer):
         raise StageFailedError(
             f"the exported model has {len(found.integer)} layers with weights, and the network {len(names)}",

@@ -81,13 +81,15 @@ def resize_to(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def set_counters(model: nn.Module, counters: Mapping[str, int]) -> None:
-    """Tell modules how many attention heads are left; keys are ``module.attribute``."""
+    """Tell modules how many heads or groups are left; keys are ``module.attribute``."""
     for key, count in counters.items():
         path, _, attribute = key.rpartition(".")
         owner = model.get_submodule(path)
         if not isinstance(getattr(owner, attribute, None), int) or not isinstance(count, int):
             raise ConfigError(f"the model has no counter {key}", fix="its code has changed; train again")
         setattr(owner, attribute, count)
+        if isinstance(owner, nn.modules.conv._ConvNd) and not owner.transposed:
+            owner.in_channels = owner.weight.shape[1] * owner.groups
 
 
 def _adopt_sizes(module: nn.Module, *, depthwise: bool) -> None:
@@ -120,5 +122,6 @@ def _adopt_sizes(module: nn.Module, *, depthwise: bool) -> None:
                 module.weight.shape[0],
                 module.weight.shape[1] * module.groups,
             )
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-        module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        kept = module.running_mean if module.running_mean is not None else module.weight
+        module.num_features = len(kept)

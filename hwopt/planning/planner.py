@@ -105,6 +105,11 @@ class _Builder:
                     found[(problem.problem, problem.where)] = problem
                 for text, fix in spec.check_input(link.config, kind):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
+                asked = getattr(getattr(link.config, "timing", None), "runtime", None)
+                if asked is not None and asked not in table("backend"):
+                    text = f"unknown runtime {asked!r}"
+                    fix = did_you_mean(asked, table("backend"))
+                    found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 for text, fix in self.teacher_problems(candidate, link):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 kind = spec.produces["checkpoint"]
@@ -139,7 +144,7 @@ class _Builder:
         names = [("stage", spec.name)]
         if self.profile.model.name is not None:
             names.append(("model", self.profile.model.name))
-        for part in (config, getattr(config, "tune", None)):
+        for part in (config, *(value for _, value in config if isinstance(value, Settings))):
             for kind in ("optimizer", "schedule"):
                 chosen = getattr(getattr(part, kind, None), "name", None)
                 if chosen is not None:
@@ -235,7 +240,7 @@ class _Builder:
                 applicable=False,
             )
         row = replace(row, quantized=quantized)
-        timed = [link for link in candidate.chain if resolve("stage", link.stage).times(link.config)]
+        timed = [link for link in self.links(candidate) if resolve("stage", link.stage).times(link.config)]
         if timed and not here.latency:
             return replace(
                 row,
@@ -297,12 +302,20 @@ class _Builder:
                 if teacher is not None:
                     inputs["teacher"] = self.chained(teacher, target)[0]
             config = link.config
-            if spec.times(config):
+            if spec.times(config) or getattr(config, "estimated", False):  # estimates need the batch
                 config = config.model_copy(update={"timing": self.timing(config, here)})
             label = f"{link.stage} for {candidate.name}"
             checkpoint = self.add(link.stage, label, config, here.hardware, inputs, link.where)
             steps.append(self.steps[checkpoint.step])
         return checkpoint, steps
+
+    def links(self, candidate: Candidate) -> list[Link]:
+        """The links of a candidate and of the teachers on its way."""
+        found = list(candidate.chain)
+        for link in candidate.chain:
+            teacher = self.teacher(link)
+            found += self.links(teacher) if teacher is not None else []
+        return found
 
     def teacher(self, link: Link) -> Candidate | None:
         """The candidate that a link's settings name as the teacher; None for the float model."""

@@ -31,7 +31,7 @@ def conv(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str, A
         if inputs is not None:
             rows = inputs.reshape(groups, -1)
             channels.tie(rows[1:], rows[:1])
-            channels.weigh(weight, 1, rows[0])
+            channels.weigh(weight, 1, rows[0], writes=False)
         each = channels.fresh(cout // groups)
         ids = np.tile(each, groups)
         if weight.shape[1] == 1:
@@ -41,7 +41,7 @@ def conv(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str, A
             channels.weigh(bias, 0, ids)
     else:
         if inputs is not None:
-            channels.weigh(weight, 1, inputs)
+            channels.weigh(weight, 1, inputs, writes=False)
         ids = channels.outputs(weight, 0, bias, cout)
     return Value(shape_of(node) or (), 1, ids)
 
@@ -53,7 +53,7 @@ def conv_transpose(channels: Channels, node: fx.Node, args: list[Any], kwargs: d
         channels.freeze(x, "a grouped transposed convolution reads them")
         return Value(shape_of(node) or ())
     if x.axis == 1:
-        channels.weigh(weight, 0, x.ids)
+        channels.weigh(weight, 0, x.ids, writes=False)
     else:
         channels.freeze(x, "a convolution reads them along another axis")
     return Value(shape_of(node) or (), 1, channels.outputs(weight, 1, bias, weight.shape[1]))
@@ -63,7 +63,7 @@ def linear(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str,
     """Products with stored weights along the last axis."""
     x, weight, bias = args[0], args[1], args[2] if len(args) > 2 else None
     if x.ids is not None and x.axis == len(x.shape) - 1:
-        channels.weigh(weight, 1, x.ids)
+        channels.weigh(weight, 1, x.ids, writes=False)
     shape = shape_of(node) or ()
     if x.ids is not None and x.axis != len(x.shape) - 1:
         channels.freeze(x, "a linear layer reads along another axis")
@@ -76,7 +76,7 @@ def matmul(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str,
     shape = shape_of(node) or ()
     if b.parameter is not None and len(b.shape) == 2:
         if a.ids is not None and a.axis == len(a.shape) - 1:
-            channels.weigh(b, 0, a.ids)
+            channels.weigh(b, 0, a.ids, writes=False)
         else:
             channels.freeze(a, "a product reads along another axis")
         return Value(shape, len(shape) - 1, channels.outputs(b, 1, None, b.shape[1]))
@@ -115,7 +115,12 @@ def elementwise(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict
 def joined(channels: Channels, shape: tuple[int, ...], operands: Sequence[Value]) -> Value:
     """Operands of equal axes, broadcast against each other."""
     rank = len(shape)
-    labelled = [v for v in operands if v.ids is not None]
+    labelled = []
+    for value in operands:
+        if value.ids is not None and len(value.ids) == 1 and shape[(value.axis or 0) - len(value.shape)] > 1:
+            channels.freeze(value, "a single channel is broadcast over the others")
+        elif value.ids is not None:
+            labelled.append(value)
     if not labelled:
         return Value(shape)
     places = {(v.axis or 0) + rank - len(v.shape) for v in labelled}
@@ -144,12 +149,25 @@ def same_axis(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[s
     x, shape = args[0], shape_of(node)
     shapes = [shape] if shape is not None else [v.shape for v in plain(node)]
     made = []
+    moving = len(x.shape) - _touched(str(node.target), args)  # axes from here on are pooled or padded
     for one in shapes:
-        kept = x.ids is not None and len(one) == len(x.shape) and one[x.axis] == len(x.ids)
+        kept = (
+            x.ids is not None and len(one) == len(x.shape) and one[x.axis] == len(x.ids) and x.axis < moving
+        )
         if not kept:
             channels.freeze(x, "an operator changes their number")
         made.append(Value(one, x.axis if kept else None, x.ids if kept else None))
     return made[0] if shape is not None else made
+
+
+def _touched(name: str, args: list[Any]) -> int:
+    """How many of the last axes an operator works along."""
+    if "pad" in name:
+        amounts = list(args[1])
+        while amounts and amounts[-1] == 0:
+            amounts.pop()
+        return (len(amounts) + 1) // 2
+    return next((int(digit) for digit in "123" if f"{digit}d" in name), 0)
 
 
 def norm(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
@@ -223,8 +241,8 @@ def recurrent(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[s
     for index in range(0, len(weights), each):
         one = weights[index : index + each]
         if inputs is not None:
-            channels.weigh(one[0], 1, inputs)
-        channels.weigh(one[1], 1, ids)
+            channels.weigh(one[0], 1, inputs, writes=False)
+        channels.weigh(one[1], 1, ids, writes=False)
         for part in one:
             channels.weigh(part, 0, np.tile(ids, gates))
         if (index // each + 1) % (2 if both else 1) == 0:
@@ -260,7 +278,9 @@ def concat(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str,
         if any(p.ids is not None and p.axis == dim for p in parts):
             channels.freeze(parts, "a concatenation joins them on different axes")
             return Value(shape)
-        open_parts = [Value((*p.shape[:dim], 1, *p.shape[dim + 1 :]), p.axis, p.ids) for p in parts]
+        open_parts = [
+            Value((*p.shape[:dim], 1, *p.shape[dim + 1 :]), p.axis, p.ids, p.parameter) for p in parts
+        ]
         tied = joined(channels, (*shape[:dim], 1, *shape[dim + 1 :]), open_parts)
         return Value(shape, tied.axis, tied.ids)
     ids = [np.zeros(p.shape[dim], np.int64) if p.ids is None else p.ids for p in parts]
@@ -291,6 +311,10 @@ def pieces(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str,
 def moved(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """A change of view: done to the identities themselves."""
     x, shape = args[0], shape_of(node)
+    if x.ids is None and x.parameter is not None and shape is not None and len(shape) == len(x.shape):
+        grown = [d for d, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if a != b]
+        if "expand" in str(node.target) and all(x.shape[d] == 1 for d in grown):
+            return Value(shape, parameter=x.parameter)  # such as a class token for every sample
     if x.ids is None or shape is None:
         return plain(node)
     target: Any = node.target
@@ -302,16 +326,24 @@ def moved(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str, 
     if not varying:
         channels.freeze(x, "a change of view hides them")
         return Value(shape)
-    axis = unit_axis(channels, node, labels.shape, varying)
+    axis, counter = unit_axis(channels, node, labels.shape, varying)
+    flat = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
     if len(varying) > 1:
-        flat = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
         channels.tie(flat[:, 1:], flat[:, :1])
-    ids = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)[:, 0].copy()
+    ids = flat[:, 0].copy()
+    if counter is not None:
+        channels.counters.append((*counter, ids))
     return Value(shape, axis, ids)
 
 
-def unit_axis(channels: Channels, node: fx.Node, shape: Sequence[int], varying: list[int]) -> int:
-    """Which of several axes is cut: attention heads where a module counts them, else the last."""
+def unit_axis(
+    channels: Channels, node: fx.Node, shape: Sequence[int], varying: list[int]
+) -> tuple[int, tuple[str, str] | None]:
+    """Which of several axes is cut: attention heads where a module counts them, else the last.
+
+    Returns:
+        the axis, and (module, attribute) that counts its heads.
+    """
     if len(varying) > 1:
         for path in reversed([p for p, _ in (node.meta.get("nn_module_stack") or {}).values()]):
             path = path.removeprefix("L['self']").lstrip(".")
@@ -322,9 +354,8 @@ def unit_axis(channels: Channels, node: fx.Node, shape: Sequence[int], varying: 
             for name in sorted(HEADS & vars(owner).keys()):
                 found = [d for d in varying if shape[d] == vars(owner)[name]]
                 if found and isinstance(vars(owner)[name], int):
-                    channels.counters.append((path, name))
-                    return found[-1]
-    return varying[-1]
+                    return found[-1], (path, name)
+    return varying[-1], None
 
 
 Rule = Callable[[Channels, fx.Node, list[Any], dict[str, Any]], Any]

@@ -43,7 +43,8 @@ class Channels:
         self.ties: list[tuple[Ids, Ids]] = []
         self.axes: dict[Axis, Ids] = {}  # of weights, in the order of first use
         self.reasons: dict[int, str] = {}  # identity -> why it was frozen
-        self.counters: list[tuple[str, str]] = []  # (module, attribute) that counts attention heads
+        self.writers: set[Axis] = set()  # axes along which weights make the channels, not read them
+        self.counters: list[tuple[str, str, Ids]] = []  # (module, attribute) and the heads that it counts
 
     def fresh(self, count: int) -> Ids:
         """New identities."""
@@ -64,15 +65,18 @@ class Channels:
                 for name in part.ids.tolist():
                     self.reasons.setdefault(name, reason)
 
-    def weigh(self, value: Any, dim: int, ids: Ids) -> None:
-        """Parameter ``value`` has the channels ``ids`` along ``dim``."""
+    def weigh(self, value: Any, dim: int, ids: Ids, *, writes: bool = True) -> None:
+        """Parameter ``value`` has the channels ``ids`` along ``dim``; it makes them, or reads them."""
         if isinstance(value, Value) and value.parameter is not None and value.shape[dim] == len(ids):
-            if (value.parameter, dim) in self.axes:  # a layer that is used twice
-                self.tie(self.axes[value.parameter, dim], ids)
+            axis = (value.parameter, dim)
+            if writes:
+                self.writers.add(axis)
+            if axis in self.axes:  # a layer that is used twice
+                self.tie(self.axes[axis], ids)
             else:
-                self.axes[value.parameter, dim] = ids
+                self.axes[axis] = ids
         elif value is not None:
-            self.freeze(Value((len(ids),), 0, ids), "its weights are computed in forward()")
+            self.freeze(Value((len(ids),), 0, ids), "a tensor that no checkpoint stores has their number")
 
     def outputs(self, weight: Any, dim: int, bias: Any, count: int) -> Ids:
         """New channels, one a row of a weight."""

@@ -32,13 +32,11 @@ def examine(module: nn.Module, graph: fx.GraphModule, sample_shape: Sequence[int
         if group.width < 2:
             reasons[group.layer] = "it has a single unit"
             continue
-        trial = copy.deepcopy(module)
-        try:
-            cut(trial, structure, narrowed(structure, {group.layer: group.width - 1}))
-            _try(trial, sample_shape)
-        except Exception as error:  # whatever the user's forward raises
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            reasons[group.layer] = f"its width is fixed in forward(): {text}"
+        for width in (group.width - 1, 1):
+            why = breaks(module, structure, {group.layer: width}, sample_shape)
+            if why is not None:
+                reasons[group.layer] = f"its width is fixed in forward(): {why}"
+                break
     return structure.without(reasons)
 
 
@@ -50,6 +48,19 @@ def run(module: nn.Module, sample_shape: Sequence[int]) -> Tensor:
         result: Tensor = module(torch.zeros(2, *sample_shape))
     module.train(was_training)
     return result
+
+
+def breaks(
+    module: nn.Module, structure: Structure, widths: Widths, sample_shape: Sequence[int]
+) -> str | None:
+    """Why a copy of ``module`` does not run at these widths; None where it runs."""
+    trial = copy.deepcopy(module)
+    try:
+        cut(trial, structure, narrowed(structure, widths))
+        _try(trial, sample_shape)
+    except Exception as error:  # whatever the user's forward raises
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None
 
 
 def _try(module: nn.Module, sample_shape: Sequence[int]) -> None:
@@ -105,7 +116,7 @@ def cut(module: nn.Module, structure: Structure, keep: Keep) -> None:
     for (name, dim), ids in structure.owners.items():
         kept = positions(ids, keep)
         if not len(kept):
-            raise ConfigError(f"cutting would leave {name} without channels")
+            raise ConfigError(f"cutting would leave {name} without channels", fix="keep more")
         state[name] = state[name].index_select(dim, torch.from_numpy(kept))
     resize_to(module, {name: tuple(tensor.shape) for name, tensor in state.items()})
     for (path, attribute), units in structure.heads.items():
@@ -119,6 +130,15 @@ def shapes_at(structure: Structure, shapes: Shapes, keep: Keep) -> dict[str, tup
     for (name, dim), ids in structure.owners.items():
         found[name][dim] = len(positions(ids, keep))
     return {name: tuple(shape) for name, shape in found.items()}
+
+
+def grouped(module: nn.Module) -> dict[str, int]:
+    """Groups of every convolution: a rebuilt network cannot read them off the shapes of its weights."""
+    return {
+        f"{name}.groups": layer.groups
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.modules.conv._ConvNd)
+    }
 
 
 def attributes_at(structure: Structure, keep: Keep) -> dict[str, int]:

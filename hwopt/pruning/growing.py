@@ -22,7 +22,7 @@ class GrowingPenalty:
         self._doomed: list[tuple[Tensor, int, Tensor]] = []
         for (name, dim), ids in structure.owners.items():
             gone = torch.from_numpy((ids >= 0) & ~keep[ids.clip(0)])
-            if name in parameters and dim == 0 and bool(gone.any()):
+            if name in parameters and (name, dim) in structure.writers and bool(gone.any()):
                 self._doomed.append((parameters[name], dim, gone.nonzero()[:, 0]))
 
     def epoch(self, epoch: int) -> None:

@@ -123,7 +123,7 @@ def _by_gradients(
         for group in structure.groups:
             change = np.zeros(group.width)
             # What the unit writes, after its norm where it has one: silencing that silences the unit.
-            written = [t for t in _touched(group, structure, products) if t[1] == 0]
+            written = [t for t in _touched(group, structure, products) if t[:2] in structure.writers]
             normed = [t for t in written if t[0].rpartition(".")[0] in norms]
             for name, dim, ids in normed or written:
                 change += _by_unit(group, ids, _rows(products[name], dim, lambda rows: rows.sum(1)))
@@ -151,7 +151,7 @@ def _hessian(module: nn.Module, structure: Structure, batches: Sequence[Batch], 
     for group in structure.groups:
         scores[group.layer] = np.zeros(group.width)
         for name, dim, ids in _touched(group, structure, change):
-            if dim == 0:
+            if (name, dim) in structure.writers:
                 rows = _rows(change[name], dim, lambda rows: rows.sum(1))
                 scores[group.layer] += _by_unit(group, ids, rows)
     return scores

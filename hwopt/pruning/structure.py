@@ -48,24 +48,32 @@ class Structure:
     groups: tuple[Group, ...]
     owners: Mapping[Axis, Ids]
     frozen: Mapping[str, str]  # layer -> why its outputs cannot be cut
+    writers: frozenset[Axis] = frozenset()  # axes whose weights make the channels; the others read them
     heads: Mapping[tuple[str, str], Ids] = field(
         default_factory=dict
     )  # (module, attribute) -> units it counts
 
     def without(self, reasons: Mapping[str, str]) -> Structure:
         """The same network with the groups named in ``reasons`` frozen."""
-        return Structure(
-            groups=tuple(g for g in self.groups if g.layer not in reasons),
-            owners=self.owners,
-            frozen={**self.frozen, **reasons},
-            heads=self.heads,
-        )
+        groups = tuple(g for g in self.groups if g.layer not in reasons)
+        return replace(self, groups=groups, frozen={**self.frozen, **reasons})
+
+    def after(self, keep: npt.NDArray[np.bool_]) -> Structure:
+        """The network after a cut: the same groups with the units that are left.
+
+        Not read anew: where a single head or a single channel a group is left, another reading could find
+        units of another kind.
+        """
+        owners = {a: ids[(ids < 0) | keep[np.maximum(ids, 0)]] for a, ids in self.owners.items()}
+        groups = tuple(replace(g, units=g.units[keep[g.units]]) for g in self.groups)
+        heads = {name: units[keep[units]] for name, units in self.heads.items()}
+        return replace(self, groups=groups, owners=owners, heads=heads)
 
 
 def structure_of(graph: fx.GraphModule, module: nn.Module) -> Structure:
     """Groups of ``module``, whose graph (batch norm not folded) is ``graph``."""
     channels = Channels(module)
-    stored = {*dict(module.named_parameters()), *dict(module.named_buffers())}
+    stored = set(module.state_dict())
     values: dict[fx.Node, Any] = {}
     for node in graph.graph.nodes:
         values[node] = _visit(channels, graph, node, values, stored)
@@ -127,10 +135,11 @@ def _assemble(channels: Channels) -> Structure:
         members.setdefault(tuple(found), []).append(unit)
     groups = []
     for axes, units_of in members.items():
-        makers = [name for name, dim in axes if dim == 0 and rank[name] > 1]
+        makers = [name for name, dim in axes if (name, dim) in channels.writers and rank[name] > 1]
+        first = (makers or [name for name, _ in axes])[0]
         groups.append(
             Group(
-                layer=(makers or [name for name, _ in axes])[0].rpartition(".")[0],
+                layer=first.rpartition(".")[0] or first,  # a parameter of the network itself
                 units=np.asarray(units_of, np.int64),
                 channels=min(int((owners[axis] == units_of[0]).sum()) for axis in axes),
             )
@@ -139,7 +148,8 @@ def _assemble(channels: Channels) -> Structure:
         groups=_named_apart(groups),
         owners=owners,
         frozen=_frozen(channels, unit_of == fixed, rank),
-        heads=_heads(channels, owners),
+        heads=_heads(channels, unit_of, fixed),
+        writers=frozenset(channels.writers),
     )
 
 
@@ -165,14 +175,10 @@ def _frozen(channels: Channels, is_fixed: npt.NDArray[np.bool_], rank: Mapping[s
     return found
 
 
-def _heads(channels: Channels, owners: Mapping[Axis, Ids]) -> dict[tuple[str, str], Ids]:
+def _heads(channels: Channels, unit_of: Ids, fixed: int) -> dict[tuple[str, str], Ids]:
     """Attributes that count heads, with the units that they count."""
-    result: dict[tuple[str, str], Ids] = {}
-    for path, name in channels.counters:
-        count = getattr(channels.module.get_submodule(path), name)
-        prefix = f"{path}." if path else ""
-        for (tensor, dim), ids in owners.items():
-            units = np.unique(ids)
-            if dim == 0 and tensor.startswith(prefix) and len(units) == count and units[0] >= 0:
-                result[path, name] = units
-    return result
+    return {
+        (path, name): np.unique(unit_of[ids])
+        for path, name, ids in channels.counters
+        if not (unit_of[ids] == fixed).any()
+    }

@@ -25,6 +25,7 @@ Cost = Callable[[Sequence[Mapping[str, int]]], list[float]]
 _STRIDE: Final = 0.8  # a trial narrows a group to about this share
 _PACE: Final = 0.8  # of the cost, that one round may take away
 _ROUNDS: Final = 60
+_GAIN: Final = 1e-6  # of importance, that an exchange must bring: less is rounding
 _EXCHANGED: Final = 4  # groups on either side of an exchange
 CLOSE: Final = 0.97  # a share of the goal that is near enough to stop widening again
 
@@ -60,7 +61,13 @@ def uniform(structure: Structure, kept: float, rules: Pruning, first: Mapping[st
     return {g.layer: nearest(g, first[g.layer] * kept, rules) for g in structure.groups}
 
 
-def ranked(structure: Structure, scores: Scores, ratio: float, rules: Pruning) -> Widths:
+def ranked(
+    structure: Structure,
+    scores: Scores,
+    ratio: float,
+    rules: Pruning,
+    fixed: Mapping[str, int] | None = None,
+) -> Widths:
     """The weakest channels of the whole network go, until their share is ``ratio``; widths are then rounded.
 
     Rounding moves the total; the threshold is solved for again so that the share is met as nearly as the
@@ -71,7 +78,7 @@ def ranked(structure: Structure, scores: Scores, ratio: float, rules: Pruning) -
 
     def at(level: float) -> Widths:
         kept = {g.layer: float((_comparable(scores[g.layer]) >= level).sum()) for g in structure.groups}
-        return {g.layer: nearest(g, kept[g.layer], rules) for g in structure.groups}
+        return {g.layer: nearest(g, kept[g.layer], rules) for g in structure.groups} | dict(fixed or {})
 
     def gone(widths: Widths) -> float:
         return 1 - sum(widths[g.layer] * g.channels for g in structure.groups) / total
@@ -173,7 +180,9 @@ def _widened(
     spent: float,
 ) -> tuple[Widths, float]:
     """Give back what the last round took too much: the most useful step, or exchange of two, first."""
-    while spent < goal * CLOSE:
+    for _ in range(_ROUNDS):
+        if spent >= goal * CLOSE:
+            break
         wider = {n: next((w for w in legal[n] if w > now[n]), None) for n in legal}
         narrower = {n: next((w for w in reversed(legal[n]) if w < now[n]), None) for n in legal}
 
@@ -189,7 +198,7 @@ def _widened(
             (g - lost, {n: w, m: v})
             for g, n, w in ups[:_EXCHANGED]
             for lost, m, v in downs[:_EXCHANGED]
-            if m != n and g > lost
+            if m != n and g > lost + _GAIN
         ]
         if not trials:
             break

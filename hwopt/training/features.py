@@ -39,7 +39,9 @@ class AttentionTransfer:
             modules = dict(network.named_modules())
             for name in chosen:
                 if name not in modules:
-                    raise ConfigError(f"the {whose} has no layer {name!r} to match features at")
+                    raise ConfigError(
+                        f"the {whose} has no layer {name!r} to match features at", fix="see distill.layers"
+                    )
                 self._handles.append(modules[name].register_forward_hook(_into(found, name)))
 
     def close(self) -> None:
@@ -57,6 +59,13 @@ class AttentionTransfer:
         mine = dict(self._here)
         with torch.no_grad():
             self._teacher(self._input)
+        for name, value in mine.items():
+            if value.shape[2:] != self._there[name].shape[2:]:
+                raise ConfigError(
+                    f"features at {name}: {list(value.shape[2:])} positions, the teacher has "
+                    f"{list(self._there[name].shape[2:])}",
+                    fix="name layers of equal resolution in distill.layers",
+                )
         apart = [_map(value) - _map(self._there[name]) for name, value in mine.items()]
         terms = [difference.square().sum(1).mean() for difference in apart]
         return self._weight * torch.stack(terms).mean()

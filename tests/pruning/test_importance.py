@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hwopt.core.hardware import Pruning
 from hwopt.errors import ConfigError
 from hwopt.pruning.cut import cut, full_widths, strongest
 from hwopt.pruning.importance import METHODS, importance
-from hwopt.pruning.structure import Group
+from hwopt.pruning.structure import Group, Structure
 from hwopt.pruning.widths import kept_share, legal_widths, nearest, ranked, solve, uniform
 from hwopt.testing.models import CLASSES, SAMPLE_SHAPE, images
 from tests.pruning.test_structure import examined
@@ -184,3 +186,42 @@ def test_the_last_channels_of_a_group_count_most() -> None:
     scores = np.ones(16)
     losses = [np.log(kept_share(scores, w) / kept_share(scores, w - 1)) for w in range(16, 1, -1)]
     assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize(
+    "scores", [np.ones(64), np.zeros(64), np.linspace(1, 2, 64)], ids=["equal", "zero", "rising"]
+)
+def test_solve_ends_where_exchanges_bring_nothing(scores: np.ndarray) -> None:
+    groups = tuple(Group(layer=n, units=np.arange(64) + o, channels=1) for n, o in (("a", 1), ("b", 65)))
+    structure = Structure(groups=groups, owners={}, frozen={})
+    asked: list[int] = []
+
+    def cost(many: Sequence[Mapping[str, int]]) -> list[float]:
+        asked.append(len(many))
+        return [sum(w.values()) / 128 for w in many]
+
+    rules = Pruning(channel_multiple=8, least_channels=8)
+    for goal in (0.598, 0.55, 0.9):
+        assert solve(structure, {"a": scores, "b": scores}, cost, goal, rules).met
+    assert len(asked) < 200
+
+
+def test_ranked_counts_groups_that_are_kept_whole() -> None:
+    groups = tuple(Group(layer=n, units=np.arange(64) + o, channels=1) for n, o in (("a", 1), ("b", 65)))
+    structure = Structure(groups=groups, owners={}, frozen={})
+    rng = np.random.default_rng(0)
+    scores = {"a": rng.random(64), "b": rng.random(64)}
+    widths = ranked(structure, scores, 0.4, Pruning(), {"a": 64})
+    assert widths["a"] == 64
+    assert sum(widths.values()) == pytest.approx(0.6 * 128, abs=2)
+
+
+@pytest.mark.parametrize("method", ["taylor", "fisher", "hessian"])
+def test_gradients_are_of_what_a_layer_writes_also_where_weights_lie_the_other_way(method: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.ConvTranspose2d(1, 6, 3, bias=False), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES),
+    ).eval()  # fmt: skip
+    scores = importance(method, net, examined(net, SAMPLE_SHAPE), labelled())
+    assert (scores["0"] > 0).any()

@@ -12,8 +12,9 @@ from torch import nn
 
 from hwopt import checkpoints
 from hwopt.core.choices import Choice
-from hwopt.models.build import build_model, resize_to
+from hwopt.models.build import build_model, resize_to, set_counters
 from hwopt.pruning.cut import attributes_at, cut, examine, narrowed, run, shapes_at
+from hwopt.pruning.cut import grouped as groups_of
 from hwopt.pruning.structure import Structure, structure_of
 from hwopt.quantization.graph import to_graph
 from hwopt.testing.models import SAMPLE_SHAPE, tiny_net
@@ -207,3 +208,146 @@ def test_resize_leaves_equal_shapes_alone() -> None:
     weight = net.stem[0].weight
     resize_to(net, checkpoints.shapes_of(net))
     assert net.stem[0].weight is weight
+
+
+class Lambda(nn.Module):
+    """Layers by name and a forward function."""
+
+    def __init__(self, function, **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+def test_a_counter_of_heads_belongs_to_the_heads_and_to_nothing_of_equal_width() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = 4
+            self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+            self.gate, self.head = nn.Linear(24, 4), nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            b, n, _ = x.shape
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            x = self.out(mixed.transpose(1, 2).reshape(b, n, -1))
+            result: torch.Tensor = self.head(torch.relu(self.gate(x)).mean(1))
+            return result
+
+    net = Net().eval()
+    structure = examined(net, (5, 24))
+    groups = {g.layer: g for g in structure.groups}
+    assert groups["qkv"].width == 4
+    keep = narrowed(structure, {"gate": 2})
+    small = copy.deepcopy(net)
+    cut(small, structure, keep)
+    assert small.heads == 4
+    x = torch.rand(2, 5, 24)
+    assert torch.allclose(small(x), zeroed(net, structure, keep)(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "frozen"),
+    [
+        (  # pooling along the axis that looks like channels mixes them
+            Lambda(
+                lambda s, x: s.head(nn.functional.avg_pool1d(torch.relu(s.first(x)), 3, 1, 1).mean(1)),
+                first=nn.Linear(6, 8),
+                head=nn.Linear(8, 5),
+            ),
+            (7, 6),
+            "first",
+        ),
+        (  # a literal split that fits by chance at one width less
+            Lambda(
+                lambda s, x: s.head(torch.stack([u.sum(1) for u in s.first(x).split(4, 1)], 1).mean((2, 3))),
+                first=nn.Conv2d(3, 8, 1),
+                head=nn.Linear(2, 5),
+            ),
+            SHAPE,
+            "first",
+        ),
+    ],
+    ids=["pool", "split"],
+)
+def test_what_would_go_wrong_at_other_widths_is_frozen(
+    net: nn.Module, shape: tuple[int, ...], frozen: str
+) -> None:
+    structure = examined(net, shape)
+    assert not structure.groups
+    assert frozen in structure.frozen
+
+
+def test_buffers_that_no_checkpoint_stores_freeze_only_what_they_touch() -> None:
+    net = Lambda(
+        lambda s, x: s.head(torch.relu(s.second(torch.relu(s.first(x)) * s.gain)).mean((2, 3))),
+        first=nn.Conv2d(3, 8, 1),
+        second=nn.Conv2d(8, 6, 1),
+        head=nn.Linear(6, 5),
+    )
+    net.register_buffer("gain", torch.rand(8, 1, 1), persistent=False)
+    structure = examined(net, SHAPE)
+    assert [g.layer for g in structure.groups] == ["second"]
+
+
+def test_a_map_of_one_channel_gates_a_trunk_that_can_still_be_cut() -> None:
+    net = Lambda(
+        lambda s, x: s.head((s.trunk(x) * torch.relu(s.gate(x))).relu().mean((2, 3))),
+        trunk=nn.Conv2d(3, 8, 1),
+        gate=nn.Conv2d(3, 1, 1),
+        head=nn.Linear(8, 5),
+    )
+    assert [g.layer for g in examined(net, SHAPE).groups] == ["trunk"]
+
+
+def test_a_class_token_and_positions_are_cut_along() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.token = nn.Linear(6, 16), nn.Parameter(torch.rand(1, 1, 16))
+            self.position, self.head = nn.Parameter(torch.rand(1, 6, 16)), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.enter(x)], 1) + self.position
+            result: torch.Tensor = self.head(x.mean(1))
+            return result
+
+    net = Net()
+    structure = examined(net, SEQUENCE)
+    assert [(g.layer, g.width) for g in structure.groups] == [("enter", 16)]
+    cut(net, structure, narrowed(structure, {"enter": 9}))
+    assert net.token.shape == (1, 1, 9)
+
+
+def test_several_cuts_keep_the_units_of_the_first_reading() -> None:
+    """A single channel a group looks like a depthwise convolution; it is the same group all the same."""
+    net = alive(Random(["grouped"], [16], flatten=False))
+    structure = examined(net, SHAPE)
+    grouped = next(g for g in structure.groups if g.layer == "blocks.0.grouped")
+    keep = narrowed(structure, {grouped.layer: 1, "blocks.0.enter": 1})
+    cut(net, structure, keep)
+    after = structure.after(keep)
+    assert {g.layer: g.width for g in after.groups}[grouped.layer] == 1
+    assert net.blocks[0].grouped.groups == 4
+    run(net, SHAPE)
+
+
+def test_groups_of_convolutions_survive_the_file() -> None:
+    for kind in ("grouped", "depthwise"):
+        torch.manual_seed(0)
+        net, fresh = (alive(Random([kind], [16], flatten=False)) for _ in range(2))
+        structure = examined(net, SHAPE)
+        cut(net, structure, narrowed(structure, {g.layer: 1 for g in structure.groups}))
+        structure = examined(net, SHAPE)  # a second step, which reads the network anew
+        if structure.groups:
+            cut(net, structure, narrowed(structure, {g.layer: 1 for g in structure.groups}))
+        resize_to(fresh, checkpoints.shapes_of(net))
+        set_counters(fresh, groups_of(net))
+        fresh.load_state_dict(net.state_dict())
+        x = torch.rand(2, *SHAPE)
+        assert torch.equal(fresh(x), net(x))

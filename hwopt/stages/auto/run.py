@@ -32,6 +32,7 @@ from hwopt.latency.bench import bench_of
 from hwopt.latency.costs import exported
 from hwopt.latency.precision import Precision, fastest_precision, layer_names
 from hwopt.pruning.cut import full_widths, narrowed
+from hwopt.pruning.masks import KeepZeros
 from hwopt.pruning.widths import Widths
 from hwopt.quantization.ptq import quantize_module
 from hwopt.quantization.settings import PtqSettings
@@ -43,6 +44,7 @@ from hwopt.training.loop import Split, evaluate, fit, split
 _WORTH: Final = 0.97  # a version must be this much faster than a wider or simpler one
 _SLACK: Final = 1.5  # of the drop, while a width has had its short training only
 _HOPELESS: Final = 2.0  # of the drop: more than a longer training wins back
+_ASSUMED: Final = 10  # epochs of a float training that was done elsewhere
 _RANGES: Final = 64  # samples for quantizing untrained networks
 
 
@@ -67,6 +69,11 @@ class Rung:
             found.append((self.quantized, True))
         return sorted(found)
 
+    def faster_than(self, wider: Rung) -> bool:
+        """Whether one of its versions is faster than the same of a wider rung."""
+        quantized = self.quantized is not None and self.quantized < (wider.quantized or 1.0) * _WORTH
+        return self.in_float < wider.in_float * _WORTH or quantized
+
     def to_json(self) -> dict[str, JSON]:
         """Plain JSON."""
         return {
@@ -82,10 +89,16 @@ class Rung:
 
 @dataclass(slots=True)
 class _Budget:
-    """CPU time of training."""
+    """CPU time of all that follows the timing of widths: training, calibration, validation."""
 
     seconds: float
-    spent: float = 0.0
+    before: float = 0.0  # spent on the teacher's answers, before widths were timed
+    started: float | None = None
+
+    @property
+    def spent(self) -> float:
+        """So far."""
+        return self.before + (0.0 if self.started is None else time.process_time() - self.started)
 
     def allows(self, estimate: float) -> bool:
         """Whether a training of about that length still fits."""
@@ -95,7 +108,7 @@ class _Budget:
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: AutoConfig) -> StageResult:
     """From a float checkpoint and a goal to the version to ship, with all that was tried on the way."""
     if ctx.hardware is None:
-        raise StageFailedError("auto needs a device")
+        raise StageFailedError("auto needs a device", fix="name a target")
     search = _Search(ctx, inputs, config, ctx.hardware)
     rungs = search.ladder()
     search.descend(rungs)
@@ -122,17 +135,27 @@ class _Search:
         self.network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
         self.data: Split = split(ctx.data(), config.tune.validation_share, ctx.seed)
         if not len(self.data.x_validation):
-            raise StageFailedError("auto judges by the validation split", fix="set tune.validation_share")
+            raise StageFailedError(
+                "auto judges by the validation split, and it is empty",
+                fix="set tune.validation_share above 0",
+            )
         self.bench = bench_of(ctx, config.timing)
         self.shape = self.network.recipe.sample_shape
         self.origin = exported(self.network.module, self.shape)
         started = time.process_time()
         teacher = teacher_of(ctx, inputs, config.distill)
-        self.lesson = Lesson(data=self.data, seed=ctx.seed, ctx=ctx, teacher=teacher, distill=config.distill)
+        self.lesson = Lesson(
+            data=self.data,
+            seed=ctx.seed,
+            ctx=ctx,
+            teacher=teacher,
+            distill=config.distill,
+            sparse=self.network.recipe.sparse,
+        )
         _, self.whole = evaluate(self.network.module, self.data.x_validation, self.data.y_validation)
         self.step_seconds = self._step_seconds()
         self.budget = _Budget(config.cost * self._float_seconds(inputs))
-        self.budget.spent = time.process_time() - started
+        self.budget.before = time.process_time() - started
         self.reason = "the narrowest width of the ladder was reached"
 
     # --- cost -------------------------------------------------------------------------------------------
@@ -151,11 +174,12 @@ class _Search:
         return history.cpu_seconds / max(history.steps, 1)
 
     def _float_seconds(self, inputs: Mapping[str, Artifact]) -> float:
-        """CPU time that the float training took; of one epoch where the network came from elsewhere."""
+        """CPU time that the float training took."""
         facts = self.ctx.source_facts.get("training")
         if isinstance(facts, Mapping) and isinstance(facts.get("cpu_seconds"), float):
             return float(facts["cpu_seconds"])
-        return self.step_seconds * len(self.data.x) / self.config.tune.batch_size
+        self.ctx.progress(f"auto: what the float training cost is not known; {_ASSUMED} epochs are assumed")
+        return _ASSUMED * self.step_seconds * len(self.data.x) / self.config.tune.batch_size
 
     def _estimate(self, rung: Rung, epochs: int) -> float:
         """CPU time of a training at a width; time falls more slowly than latency."""
@@ -171,10 +195,11 @@ class _Search:
         slimmer.open_groups()
         rungs = [self.rung(1.0, slimmer, full_widths(slimmer.structure))]
         scores = slimmer.scores(self.config.importance)
-        for share in self.config.widths:
+        limit = () if self.config.latency is None else (self.config.latency,)
+        for share in sorted({*self.config.widths, *limit}, reverse=True):
             solution, reached = slimmer.towards(share, "latency", Tier.MEASURED, scores)
             rung = self.rung(share, slimmer, solution.widths, reached.interval.estimate)
-            if rung.versions()[0][0] > rungs[-1].versions()[0][0] * _WORTH:
+            if not rung.faster_than(rungs[-1]):
                 continue
             rungs.append(rung)
             if not reached.met:
@@ -200,7 +225,7 @@ class _Search:
         name = model.graph.input[0].name
         try:
             precision: Precision | None = fastest_precision(
-                model, self.hardware.quantization, [{name: s} for s in np.split(samples, 4)], self.bench
+                model, self.hardware.quantization, [{name: s} for s in np.array_split(samples, 4)], self.bench
             )
         except StageFailedError as error:
             self.ctx.progress(f"auto: no integer version at {share:g}: {error.problems[0].problem}")
@@ -218,9 +243,11 @@ class _Search:
 
     def descend(self, rungs: list[Rung]) -> None:
         """Cut and train from rung to rung."""
+        self.budget.started = time.process_time()
         first = rungs[0]
         first.module, first.recipe, first.drop = self.network.module, self.network.recipe, 0.0
         module, recipe = copy.deepcopy(self.network.module), self.network.recipe
+        slimmer = self.slimmer(module)
         needed = self.config.latency
         for index, rung in enumerate(rungs[1:], 1):
             wider_will_do = needed is not None and rungs[index - 1].versions()[0][0] <= needed
@@ -231,10 +258,9 @@ class _Search:
             if not self.budget.allows(self._estimate(rung, epochs)):
                 self.reason = f"the training budget of {self.config.cost:g} float trainings ends here"
                 return
-            slimmer = self.slimmer(module)
             scores = slimmer.scores(self.config.importance)
             widths = {g.layer: min(g.width, rung.widths[g.layer]) for g in slimmer.structure.groups}
-            _, counters = slimmer.cut_to(widths, scores)
+            counters = slimmer.cut_to(widths, scores)
             recipe = pruned_recipe(recipe, module, counters)
             self.train(module, self.config.tune, f"auto, width {rung.share:g}")
             rung.module, rung.recipe = copy.deepcopy(module), recipe
@@ -246,8 +272,7 @@ class _Search:
                 return
 
     def train(self, module: nn.Module, settings: Any, label: str) -> None:
-        history = self.lesson.give(module, settings, label)
-        self.budget.spent += history.cpu_seconds
+        self.lesson.give(module, settings, label)
 
     def drop(self, module: nn.Module) -> float:
         """Accuracy that is lost on the validation split."""
@@ -332,8 +357,8 @@ class _Search:
                 progress=self.ctx.progress,
                 label="auto, qat",
                 teacher=logits,
+                hooks=[KeepZeros(made.graph)] if self.network.recipe.sparse else [],
             )
-            self.budget.spent += history.cpu_seconds
             facts["qat_history"] = list(history.epochs)
             drop = self.drop(made.graph)
         recipe = checkpoints.quantized_recipe(

@@ -60,6 +60,14 @@ class AutoConfig(Settings):
             raise PydanticCustomError(
                 "goal", "auto needs a goal: accuracy_drop, latency or both", {"fix": "accuracy_drop: 0.005"}
             )
+        for name in ("polish", "qat"):
+            part = getattr(self, name)
+            if part is not None and "validation_share" in part.model_fields_set:
+                raise PydanticCustomError(
+                    "ignored",
+                    "{name}.validation_share would be ignored: the split is that of tune",
+                    {"name": name, "fix": "set tune.validation_share"},
+                )
         if list(self.widths) != sorted(set(self.widths), reverse=True):
             raise ValueError("widths are shares of the float latency, from wide to narrow")
         return self

@@ -17,8 +17,9 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: FinetuneConfi
     network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
     data = split(ctx.data(), config.validation_share, ctx.seed)
     teacher = teacher_of(ctx, inputs, config.distill)
-    lesson = Lesson(data=data, seed=ctx.seed, ctx=ctx, teacher=teacher, distill=config.distill)
-    history = lesson.give(network.module, config, "finetune", sparse=network.recipe.sparse)
+    sparse = network.recipe.sparse
+    lesson = Lesson(data=data, seed=ctx.seed, ctx=ctx, teacher=teacher, distill=config.distill, sparse=sparse)
+    history = lesson.give(network.module, config, "finetune")
     path = ctx.workdir / "model.safetensors"
     checkpoints.save(path, network.module, network.recipe)
     return StageResult(

@@ -40,18 +40,27 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) 
         samples=data.x,
         labels=data.y,
         bench=None if config.latency is None else bench_of(ctx, config.timing),
-        origin=_origin(ctx, inputs, network),
+        origin=_origin(ctx, inputs, network) if config.ratio is None else None,
         seed=ctx.seed,
         progress=ctx.progress,
     )
     slimmer.open_groups()
     facts: dict[str, Any] = {"frozen": dict(slimmer.structure.frozen)}
+    if config.sensitivity and not len(data.x_validation):
+        raise ConfigError("a sensitivity scan needs validation samples", fix="more than one training sample")
     if config.sensitivity:
         facts["prune_sensitivity"] = _scan(ctx, slimmer, config, data)
     lesson = None
     if config.trains:
         teacher = teacher_of(ctx, inputs, config.distill)
-        lesson = Lesson(data=data, seed=ctx.seed, ctx=ctx, teacher=teacher, distill=config.distill)
+        lesson = Lesson(
+            data=data,
+            seed=ctx.seed,
+            ctx=ctx,
+            teacher=teacher,
+            distill=config.distill,
+            sparse=network.recipe.sparse,
+        )
     first = full_widths(slimmer.structure)
     counters: dict[str, int] = {}
     seconds, steps = 0.0, 0
@@ -59,6 +68,12 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) 
     for index in range(1, parts + 1):
         scores = slimmer.scores(config.importance)
         widths, goal = _widths(slimmer, scores, config, first, index / parts)
+        if index == parts and all(widths[n] == w for n, w in first.items()):
+            raise ConfigError(
+                "nothing would be cut: every width rounds back to itself "
+                f"(multiples of {slimmer.rules.channel_multiple}, at least {slimmer.rules.least_channels})",
+                fix="ask for more, or lower channel_multiple of the hardware profile",
+            )
         if lesson is not None and config.schedule == "growing":
             keep = strongest(slimmer.structure, scores, widths)
             penalty = GrowingPenalty(slimmer.module, slimmer.structure, keep, config.strength)
@@ -66,21 +81,14 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) 
             seconds, steps = seconds + history.cpu_seconds, steps + history.steps
             # What was pressed down goes, whatever its weights say now.
             scores = {g.layer: keep[g.units].astype(float) for g in slimmer.structure.groups}
-        _, new = slimmer.cut_to(widths, scores)
-        counters |= new
+        counters = slimmer.cut_to(widths, scores)
         now = full_widths(slimmer.structure)
-        ctx.progress(f"prune: {sum(first.values())} → {sum(now.get(n, 1) for n in first)} units")
+        ctx.progress(f"prune: {sum(first.values())} → {sum(now[n] for n in first)} units")
         if lesson is not None and index < parts:
             history = lesson.give(slimmer.module, config.tune, f"prune, after cut {index} of {parts}")
             seconds, steps = seconds + history.cpu_seconds, steps + history.steps
     now = full_widths(slimmer.structure)
-    cuts: list[JSON] = [{"layer": n, "before": w, "after": now.get(n, 1)} for n, w in first.items()]
-    if all(now.get(n, 1) == w for n, w in first.items()):
-        raise ConfigError(
-            "nothing was cut: every width rounds back to itself "
-            f"(multiples of {slimmer.rules.channel_multiple}, at least {slimmer.rules.least_channels})",
-            fix="ask for more, or lower channel_multiple of the hardware profile",
-        )
+    cuts: list[JSON] = [{"layer": n, "before": w, "after": now[n]} for n, w in first.items()]
     if goal is not None:
         facts["pruning_goal"] = goal
         interval = goal["reached"]
@@ -115,7 +123,7 @@ def _widths(
         if config.scope == "network":
             # Ranked among what is left, so that each of several cuts takes an equal share.
             ratio = 1 - (1 - config.ratio) ** (1 / config.cuts)
-            return ranked(structure, scores, ratio, rules) | fixed, None
+            return ranked(structure, scores, ratio, rules, fixed), None
         return uniform(structure, (1 - config.ratio) ** part, rules, first) | fixed, None
     goal = config.macs if config.macs is not None else config.latency
     assert goal is not None  # noqa: S101 - the settings have exactly one goal
@@ -127,8 +135,6 @@ def _widths(
 
 def _scan(ctx: StageContext, slimmer: Slimmer, config: PruneConfig, data: Split) -> list[JSON]:
     """Validation accuracy with one group cut at a time; batch norms estimated anew, nothing trained."""
-    if not len(data.x_validation):
-        raise ConfigError("a sensitivity scan needs a validation share", fix="set tune.validation_share")
     scores = slimmer.scores(config.importance)
     _, whole = evaluate(slimmer.module, data.x_validation, data.y_validation)
     rows: list[JSON] = []

@@ -62,8 +62,8 @@ class PruneConfig(Settings):
         self._ignored("steps", self.schedule != "iterative", "serves the iterative schedule")
         self._ignored("strength", self.schedule != "growing", "serves the growing schedule")
         self._ignored("tune", self.schedule == "one_shot", "serves the schedules iterative and growing")
-        if not self.needs_timing:
-            self._ignored("timing", True, "serves a measured latency")
+        self._ignored("distill", self.schedule == "one_shot", "serves the schedules iterative and growing")
+        self._ignored("timing", self.latency is None, "serves a latency")
         return self
 
     def _ignored(self, name: str, is_ignored: bool, why: str) -> None:
@@ -101,8 +101,15 @@ def facet(hardware: HardwareProfile) -> dict[str, JSON]:
 
 def check(config: PruneConfig, hardware: HardwareProfile | None) -> list[tuple[str, str]]:
     """Goals that a device cannot serve."""
-    if hardware is not None and hardware.kind is DeviceKind.FPGA and config.latency is not None:
+    if hardware is None or config.latency is None:
+        return []
+    if hardware.kind is DeviceKind.FPGA:
         return [(f"{hardware.name} has no float latency to keep a share of", "give the goal in macs")]
+    compute, memory = hardware.compute, hardware.memory
+    known = compute is not None and "fp32" in compute.ops_per_cycle and memory is not None
+    if config.estimated and not (known and memory is not None and memory.bandwidth_gbs is not None):
+        why = f"{hardware.name} gives no fp32 operations a cycle or no bandwidth to estimate a latency from"
+        return [(why, "give the goal in macs")]
     return []
 
 

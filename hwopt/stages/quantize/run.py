@@ -46,6 +46,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: QuantizeConfi
             scheme,
             [{"input": part.numpy()} for part in samples[:64].split(16)],
             bench_of(ctx, config.timing),
+            settings.rules,
         )
         settings = settings.model_copy(update={"rules": (*settings.rules, *rules)})
         timed = {"where_faster": found.to_json()}

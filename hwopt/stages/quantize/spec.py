@@ -59,7 +59,7 @@ class QuantizeConfig(PtqSettings):
     activations: str | None = None
     # weight_only: input channels that share a scale, a power of two
     block: Literal[16, 32, 64, 128, 256, 512] | None = None
-    where_faster: bool = False  # leave in float the layers that integer makes no faster here, by timing
+    where_faster: bool = False  # the layers that make the whole model fastest here, by timing; at least one
     timing: Timing = Timing()  # of where_faster
     allow_float: bool = False  # accept operators that the runtime runs in float all the same
     calibration_samples: Annotated[int, Field(ge=1)] = 512
@@ -220,11 +220,14 @@ def check(config: QuantizeConfig, hardware: HardwareProfile | None) -> list[tupl
 
 def check_input(config: QuantizeConfig, kind: Kind) -> list[tuple[str, str]]:
     """Methods that need a torch module."""
-    needs = [
-        name for name, asked in (("qat", config.method == "qat"), ("adaround", config.adaround)) if asked
-    ]
+    features = {
+        "qat": config.method == "qat",
+        "adaround": config.adaround is not None,
+        "where_faster": config.where_faster,
+    }
+    needs = [name for name, asked in features.items() if asked]
     if kind is Kind.ONNX and needs:
-        fix = "remove adaround" if needs == ["adaround"] else "use method: ptq"
+        fix = "use method: ptq" if "qat" in needs else f"remove {needs[0]}"
         return [(f"{needs[0]} needs the torch module, and the model is an ONNX file", fix)]
     return []
 
@@ -247,5 +250,5 @@ SPEC: Final = StageSpec(
     facet=facet,
     times=lambda config: config.where_faster,
     wants_source=lambda config: config.method == "qat" and config.distill is not None,
-    libraries=("torch",),
+    libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

@@ -30,6 +30,12 @@ class SparsifyConfig(FitSettings):
             raise PydanticCustomError(
                 "goal", "sparsify needs either sparsity or pattern", {"fix": "for example sparsity: 0.8"}
             )
+        if self.sparsity is not None and self.early_stopping is not None:
+            raise PydanticCustomError(
+                "early_stopping",
+                "early_stopping would bring back weights from before the last zeros were set",
+                {"fix": "remove it, or use pattern"},
+            )
         if self.pattern is not None:
             ignored = sorted({"scope", "ramp"} & self.model_fields_set)
             if ignored:
