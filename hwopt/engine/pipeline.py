@@ -310,7 +310,9 @@ def make_record(run_id: str, started: datetime, prepared: Prepared, state: _Run)
         requirements.append(str(requirement))
     choices: dict[str, JSON] = {}
     for target in targets:
-        best = choose([r for r in results if r["target"] == target])
+        # Goals of single candidates say nothing about which of all to ship.
+        mine = [r for r in results if r["target"] == target]
+        best = choose(mine) if profile.requirements else None
         choices[target] = best["candidate"] if best else None
     verdict = run_verdict(profile.requirements, results)
     if any(r["status"] == "failed" for r in results) and verdict is Verdict.PASS and not profile.requirements:

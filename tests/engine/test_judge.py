@@ -8,7 +8,7 @@ import pytest
 
 from hwopt.core.measurement import Verdict
 from hwopt.core.profile import Requirement
-from hwopt.engine.judge import choose, judge, judge_row, run_verdict
+from hwopt.engine.judge import choose, goals_of, judge, judge_row, run_verdict
 
 P, F, I = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE  # noqa: E741 - three letters for a table
 
@@ -120,3 +120,29 @@ def test_choice_is_the_fastest_and_among_equals_the_smallest() -> None:
         {**row("small", 1, 2, 250), "latency_ms": None},
     ]
     assert choose(untimed)["candidate"] == "small"  # type: ignore[index]
+
+
+def pruned(estimate: float, low: float, high: float, *, goal: float = 0.5) -> dict[str, Any]:
+    reached = {"estimate": estimate, "low": low, "high": high}
+    facts = {"unit": "latency", "tier": "measured", "goal": goal, "predicted": 0.49, "reached": reached}
+    return {"pruning_goal": {**facts, "met": estimate <= goal}}
+
+
+@pytest.mark.parametrize(
+    ("details", "verdict"),
+    [
+        (pruned(0.49, 0.485, 0.495), P),
+        (pruned(0.495, 0.48, 0.51), I),
+        (pruned(0.51, 0.49, 0.53), I),
+        (pruned(0.6, 0.59, 0.61), F),
+        ({"auto": {"goal": "g", "met": True, "validation_drop": 0.0, "latency": 0.2, "stopped": "s"}}, P),
+        ({"auto": {"goal": "g", "met": False, "validation_drop": 0.1, "latency": 0.2, "stopped": "s"}}, F),
+    ],
+)
+def test_goals_of_a_candidate_are_judged_like_requirements(details: dict[str, Any], verdict: Verdict) -> None:
+    row = result(details={**result()["details"], **details})
+    (judged,) = goals_of(row)
+    assert judged.verdict is verdict
+    found, reasons = judge_row([Requirement(metric="speedup", min=1.5)], row)
+    assert found is verdict
+    assert len(reasons) == 2

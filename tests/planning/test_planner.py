@@ -199,3 +199,107 @@ def test_another_gpu_is_not_available_as_the_target(tmp_path: Path) -> None:
     assert "NVIDIA H200" in str(rows["nvidia-l4"].unavailable)
     assert rows["nvidia-h200"].unavailable is None
     assert {step.hardware.name for step in result.steps if step.hardware} == {"nvidia-h200"}
+
+
+COMPRESSED = """\
+name: p
+data: {name: digits}
+model: {name: cnn}
+benchmark: {batch: 8, threads: 2}
+candidates:
+  float: []
+  half: [{prune: {latency: 0.5}}, {finetune: {epochs: 1}}]
+  counted: [{prune: {macs: 0.5}}]
+  student: [{prune: {ratio: 0.5}}, {finetune: {distill: {teacher: half}}}]
+  auto: {recipe: auto, accuracy_drop: 0.01}
+targets: [TARGETS]
+"""
+
+
+def steps_of(result: Plan, candidate: str) -> list[Any]:
+    row = next(row for row in result.rows if row.candidate == candidate)
+    return [step for step in result.steps if step.key in row.steps]
+
+
+def test_a_recipe_is_a_chain_of_its_stage_and_is_timed_as_the_benchmark(tmp_path: Path) -> None:
+    result = planned(tmp_path, "host-cpu", world(VNNI), text=COMPRESSED)
+    auto = steps_of(result, "auto")[0]
+    assert auto.stage == "auto"
+    timing: Any = auto.config.timing
+    assert (timing.runtime, timing.batch, timing.threads) == ("onnxruntime", 8, 2)
+    train = next(step for step in result.steps if step.stage == "train")
+    assert auto.inputs["source"].step == train.key
+
+
+def test_only_steps_that_time_models_belong_to_the_machine(tmp_path: Path) -> None:
+    other = Host(arch="x86_64", isa=VNNI.isa, cpu="another", cores=2, system="Linux")
+    mine, theirs = (planned(tmp_path, "host-cpu", world(h), text=COMPRESSED) for h in (VNNI, other))
+    for candidate, stage, same in (
+        ("half", "prune", False),
+        ("counted", "prune", True),
+        ("auto", "auto", False),
+    ):
+        keys = [next(s for s in steps_of(p, candidate) if s.stage == stage).key for p in (mine, theirs)]
+        assert (keys[0] == keys[1]) is same
+
+
+def test_latency_goals_are_not_measured_on_another_device(tmp_path: Path) -> None:
+    rows = {row.candidate: row for row in planned(tmp_path, "x86-avx2", world(VNNI), text=COMPRESSED).rows}
+    assert "prune times models, and not measured" in str(rows["half"].unavailable)
+    assert "goal in macs" in str(rows["half"].fix)
+    assert rows["counted"].unavailable is None
+    assert rows["student"].unavailable is not None  # its teacher would have to be timed
+
+
+def test_a_teacher_is_another_candidate(tmp_path: Path) -> None:
+    result = planned(tmp_path, "host-cpu", world(VNNI), text=COMPRESSED)
+    tuned = steps_of(result, "half")[1]
+    student = next(s for s in steps_of(result, "student") if s.stage == "finetune")
+    assert student.inputs["teacher"].step == tuned.key
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [("nobody", "the teacher 'nobody' is no candidate"), ("student", "wait for each other")],
+)
+def test_teachers_that_cannot_teach(tmp_path: Path, teacher: str, said: str) -> None:
+    text = COMPRESSED.replace("{teacher: half}", f"{{teacher: {teacher}}}")
+    with pytest.raises(ConfigError, match=said):
+        planned(tmp_path, "host-cpu", world(VNNI), text=text)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        ("{recipe: atuo, accuracy_drop: 0.1}", "unknown step 'atuo'"),
+        ("{recipe: auto}", "auto needs a goal"),
+        ("{recipe: auto, accuracy_drop: 0.1, widths: [0.2, 0.5]}", "from wide to narrow"),
+        ("{recipe: auto, accuracy_drop: 0.1, polish: {validation_share: 0.2}}", "would be ignored"),
+        ("[{prune: {ratio: 1.5}}]", "ratio"),
+        ("[{prune: {latency: 0.5, timing: {runtime: onxruntime}}}]", "unknown runtime 'onxruntime'"),
+        ("[{quantize: {method: dynamic, where_faster: true}}]", "where_faster times static versions"),
+        ("[{quantize: {method: qat, distill: {features: 1.0}}}]", "features are matched between layers"),
+    ],
+)
+def test_bad_recipes_are_refused_with_their_place(tmp_path: Path, candidate: str, said: str) -> None:
+    text = COMPRESSED.replace("{recipe: auto, accuracy_drop: 0.01}", candidate)
+    with pytest.raises(ConfigError, match=said) as caught:
+        planned(tmp_path, "host-cpu", world(VNNI), text=text)
+    problem = caught.value.problems[0]
+    assert "p.yaml:10" in str(problem.where)
+    assert problem.fix
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        ("{recipe: auto, accuracy_drop: 0.1}", "works on CPUs so far, and zcu104 is none"),
+        ("[{prune: {latency: 0.5}}]", "zcu104 has no float latency"),
+        ("[{quantize: {where_faster: true}}]", "where_faster times CPUs, and zcu104 is none"),
+    ],
+)
+def test_devices_that_cannot_be_timed(tmp_path: Path, candidate: str, said: str) -> None:
+    head, _, tail = COMPRESSED.partition("  half:")
+    text = head + f"  one: {candidate}\n" + tail[tail.index("targets:") :]
+    with pytest.raises(ConfigError, match=said):
+        planned(tmp_path, "zcu104", world(VNNI), text=text)

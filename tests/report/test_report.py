@@ -110,3 +110,65 @@ def test_cells() -> None:
 def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == expected
     assert ticks(5.0, 5.0)[0] <= 5.0 <= ticks(5.0, 5.0)[-1]
+
+
+def test_pruning_says_what_it_reached_and_what_zeros_brought(digits_run: DigitsRun) -> None:
+    record = copy.deepcopy(digits_run.record)
+    row = next(r for r in record["results"] if r["candidate"] == "slim" and r["target"] == "host-cpu")
+    reached = {"estimate": 0.62, "low": 0.61, "high": 0.63}
+    goal = {
+        "unit": "latency",
+        "tier": "measured",
+        "goal": 0.5,
+        "predicted": 0.6,
+        "reached": reached,
+        "met": False,
+    }
+    row["details"]["pruning_goal"] = goal
+    row["details"]["prune_sensitivity"] = [
+        {"layer": "<b>3", "cut": 0.5, "accuracy": 0.9, "drop": 0.05},
+        {"layer": "0", "cut": 0.25, "accuracy": 0.95, "drop": 0.0},
+    ]
+    row["details"]["auto"] = {
+        "goal": "accuracy_drop ≤ 0.01", "met": False, "validation_drop": 0.02, "latency": 0.3,
+        "stopped": "of <i>", "width": 0.5, "tried": [
+            {"share": 0.5, "float": 0.5, "quantized": None, "precision": None, "drop": 0.02,
+             "tried": [{"quantized": False, "latency": 0.5, "drop": 0.02}]},
+            {"share": 0.3, "float": 0.3, "quantized": 0.2, "precision": {"integer_layers": 2, "layers": 5},
+             "drop": None, "tried": []},
+        ],
+    }  # fmt: skip
+    sparse = next(r for r in record["results"] if r["candidate"] == "fp32" and r["target"] == "host-cpu")
+    sparse["details"]["zero_weights"] = {"share": 0.9, "pattern": None, "layers": {}}
+    sparse["details"]["deflated_bytes"] = 90_000
+    said = "\n".join(warnings(record))
+    assert (
+        "slim on host-cpu was to be pruned to 0.5 of the float latency, and reached 0.620 (measured)" in said
+    )
+    assert "recipe auto did not find accuracy_drop ≤ 0.01" in said
+    assert "90% of the weights are zero; compressed the file takes 90 kB instead of" in said
+    assert "no faster on this runtime: 1.00×" in said
+    page = render(record, "html")
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.stack == []
+    assert "<b>3" not in page
+    assert "of <i>" not in page
+    for words in (
+        "predicted 0.600, reached 0.620",
+        "What recipe auto tried",
+        "2 of 5",
+        "one group of channels",
+    ):
+        assert words in page
+    assert page.count("<svg") == 3
+
+
+def test_the_cost_of_training_is_stated(digits_run: DigitsRun) -> None:
+    slim, ptq = (
+        digits_run.row(name, "host-cpu")["details"]["training_cost"] for name in ("slim", "int8-ptq")
+    )
+    assert ptq is None
+    assert slim["cpu_seconds"] > 0
+    assert 0.05 < slim["of_float"] < 3
+    assert "of the float model's" in render(digits_run.record, "html")

@@ -69,7 +69,11 @@ class AutoConfig(Settings):
                     {"name": name, "fix": "set tune.validation_share"},
                 )
         if list(self.widths) != sorted(set(self.widths), reverse=True):
-            raise ValueError("widths are shares of the float latency, from wide to narrow")
+            raise PydanticCustomError(
+                "widths",
+                "widths are shares of the float latency, from wide to narrow",
+                {"fix": f"write {sorted(set(self.widths), reverse=True)}"},
+            )
         return self
 
 
