@@ -3,6 +3,7 @@
 The rooms work without the pipeline too, from a notebook::
 
     import hwopt
+    small, facts = hwopt.prune(model, hardware="host-cpu", samples=images, latency=0.5)
     twin = hwopt.quantize(model, hardware="x86-avx2", calibration=images)
     print(hwopt.benchmark(["a.onnx", "b.onnx"], target="host-cpu"))
 """
@@ -21,12 +22,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Public name -> where it lives; loaded on first use so that `import hwopt` stays light.
 _PUBLIC: Final = {
     "benchmark": "hwopt.api:benchmark",
+    "prune": "hwopt.api:prune",
     "quantize": "hwopt.api:quantize",
     "quantize_onnx": "hwopt.api:quantize_onnx",
     "verify": "hwopt.api:verify",
 }
 
-__all__ = ["__version__", "benchmark", "quantize", "quantize_onnx", "verify"]
+__all__ = ["__version__", "benchmark", "prune", "quantize", "quantize_onnx", "verify"]
 
 
 def __getattr__(name: str) -> Any:

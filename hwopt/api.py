@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,16 +28,21 @@ from hwopt.data.npz import read_arrays
 from hwopt.engine.pipeline import probe
 from hwopt.engine.single import device, runtime_of
 from hwopt.errors import ConfigError, HwoptError
+from hwopt.latency.bench import Bench
 from hwopt.model_check import check_model
 from hwopt.plugins import load_reference, resolve
+from hwopt.pruning.cut import full_widths
+from hwopt.pruning.widths import uniform
 from hwopt.quantization.onnx_export import write
 from hwopt.quantization.onnx_net import read as read_onnx
 from hwopt.quantization.onnx_net import samples_of, signature
 from hwopt.quantization.onnx_ptq import quantize_onnx as quantize_model
 from hwopt.quantization.ptq import quantize_module
 from hwopt.quantization.settings import PtqSettings
+from hwopt.slimming import Slimmer
 from hwopt.stages.benchmark.run import measure
 from hwopt.stages.benchmark.spec import BenchmarkConfig
+from hwopt.stages.prune.spec import PruneConfig
 from hwopt.stages.quantize.spec import QuantizeConfig, check, check_input, effective_scheme
 from hwopt.store.atomic import copy_file
 
@@ -58,6 +64,60 @@ def quantize(
         raise ConfigError("the calibration set holds NaN or infinity", fix="remove those samples")
     scheme = device(hardware).quantization
     return quantize_module(model, tuple(calibration.shape[1:]), scheme, calibration, settings).graph
+
+
+def prune(
+    model: nn.Module,
+    *,
+    hardware: str,
+    samples: Tensor,
+    labels: Tensor | None = None,
+    ratio: float | None = None,
+    macs: float | None = None,
+    latency: float | None = None,
+    importance: str = "l2",
+    batch: int = 1,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy of ``model`` with fewer channels, and what was cut; train it on to win accuracy back.
+
+    Args:
+        model: a float module with one input, batch first; it is not changed.
+        hardware: name of a hardware profile, ``host-cpu``, or the path of a YAML file: widths follow it.
+        samples: of the training data, batch first; batch-norm statistics are estimated anew from them.
+        labels: of the samples; importance taylor, fisher and hessian need them.
+        ratio, macs, latency: exactly one: share of the channels to remove, or share of the
+            multiply-accumulates or of the latency at ``batch`` to keep, the latter measured on this machine.
+    Returns:
+        the network, and JSON with widths before and after, groups that cannot be cut with the reasons, and
+        the goal with what was predicted and reached.
+    """
+    config = PruneConfig(ratio=ratio, macs=macs, latency=latency, importance=importance)  # type: ignore[arg-type]
+    profile = device(hardware)
+    bench = None
+    if latency is not None:
+        sample = samples[:batch].numpy()
+        bench = Bench(runtime=runtime_of(profile), hardware=profile, sample=sample)
+    slimmer = Slimmer(
+        module=copy.deepcopy(model),
+        sample_shape=tuple(samples.shape[1:]),
+        rules=profile.pruning,
+        samples=samples,
+        labels=labels if labels is not None else torch.zeros(0, dtype=torch.int64),
+        bench=bench,
+    )
+    slimmer.open_groups()
+    first = full_widths(slimmer.structure)
+    scores = slimmer.scores(config.importance)
+    facts: dict[str, Any] = {"frozen": dict(slimmer.structure.frozen)}
+    if ratio is not None:
+        widths = uniform(slimmer.structure, 1 - ratio, slimmer.rules, first)
+    else:
+        unit, tier = ("macs", Tier.ESTIMATED) if macs is not None else ("latency", Tier.MEASURED)
+        solution, reached = slimmer.towards(float(macs or latency or 0), unit, tier, scores)
+        widths, facts["pruning_goal"] = solution.widths, reached.to_json()
+    slimmer.cut_to(widths, scores)
+    facts["cuts"] = [{"layer": name, "before": first[name], "after": widths[name]} for name in first]
+    return slimmer.module, facts
 
 
 def benchmark(

@@ -102,7 +102,7 @@ class Slimmer:
     def scores(self, method: str) -> importances.Scores:
         """Importance of every unit."""
         x, y = self.samples[:_SAMPLES], self.labels[:_SAMPLES]
-        batches = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
+        batches = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True)) if len(y) == len(x) else []
         return importances.importance(method, self.module, self.structure, batches, seed=self.seed)
 
     def cost(self, unit: str, tier: Tier) -> Cost:

@@ -48,7 +48,7 @@ def importance(
     if method == "batch_norm":
         return {g.layer: _scales(g, structure, state, _batch_norms(module)) for g in structure.groups}
     if not batches:
-        raise ConfigError(f"importance {method!r} needs labelled samples")
+        raise ConfigError(f"importance {method!r} needs labelled samples", fix="give labels, or choose l2")
     return {
         "taylor": lambda: _by_gradients(module, structure, batches, square=False),
         "fisher": lambda: _by_gradients(module, structure, batches, square=True),

@@ -50,6 +50,45 @@ def test_train_prune_quantize_export_bench(tmp_path: Path, command: Command) -> 
     assert int_row["tier"] == "measured"
 
 
+def test_pruning_from_a_notebook() -> None:
+    net = tiny_net()
+    small, facts = package.prune(net, hardware="zcu104", samples=images(), macs=0.6)
+    assert small(images()).shape == net(images()).shape
+    assert facts["pruning_goal"]["met"]
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+    small, facts = package.prune(net, hardware="zcu104", samples=images(), ratio=0.5)
+    assert [(c["before"], c["after"]) for c in facts["cuts"]] == [(16, 8)]
+    with pytest.raises(ConfigError, match="needs labelled samples"):
+        package.prune(net, hardware="zcu104", samples=images(), ratio=0.5, importance="taylor")
+    with pytest.raises(ValueError, match="exactly one of ratio, macs and latency"):
+        package.prune(net, hardware="zcu104", samples=images())
+
+
+def test_compression_verbs_one_after_the_other(tmp_path: Path, command: Command) -> None:
+    text = PROFILE.replace("width: 8", "width: 32").replace("epochs: 6", "epochs: 1")
+    (tmp_path / "p.yaml").write_text(text)
+    source = ("--source", "a.safetensors", "--target", "x86-avx2")
+    short = ("--epochs", "1", *source)
+    steps = [
+        ("train", "p.yaml", "-o", "a.safetensors"),
+        ("prune", "p.yaml", "a.safetensors", "--macs", "0.5", *source, "-o", "b.safetensors"),
+        ("finetune", "p.yaml", "b.safetensors", *short, "-o", "c.safetensors"),
+        ("sparsify", "p.yaml", "c.safetensors", "--pattern", "2:4", *short, "-o", "d.safetensors"),
+        ("quantize", "p.yaml", "d.safetensors", "--target", "x86-avx2", "-o", "e.safetensors"),
+        ("export", "p.yaml", "e.safetensors", "-o", "e.onnx"),
+    ]  # fmt: skip
+    for step in steps:
+        outcome = command(*step)
+        assert outcome.code == 0, outcome.err
+    assert (tmp_path / "e.onnx").stat().st_size < (tmp_path / "a.safetensors").stat().st_size / 4
+    outcome = command("prune", "p.yaml", "e.safetensors", "--macs", "0.5", *source, "-o", "f.safetensors")
+    assert outcome.code == 2
+    assert "does not take a quantized_checkpoint" in outcome.err
+    outcome = command("prune", "p.yaml", "a.safetensors", "--ratio", "1.5", *source, "-o", "f.safetensors")
+    assert outcome.code == 2
+    assert "ratio" in outcome.err
+
+
 def test_quantized_checkpoints_are_not_pruned(tmp_path: Path, command: Command) -> None:
     (tmp_path / "p.yaml").write_text(PROFILE.replace("epochs: 6", "epochs: 1"))
     assert command("train", "p.yaml", "-o", "a.safetensors").code == 0
