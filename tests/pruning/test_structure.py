@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hwopt import checkpoints
+from hwopt.config.hardware import shipped
 from hwopt.core.choices import Choice
 from hwopt.models.build import build_model, resize_to, set_counters
 from hwopt.pruning.cut import attributes_at, cut, examine, narrowed, run, shapes_at
 from hwopt.pruning.cut import grouped as groups_of
 from hwopt.pruning.structure import Structure, structure_of
 from hwopt.quantization.graph import to_graph
+from hwopt.quantization.insert import deployed
+from hwopt.quantization.onnx_export import export_onnx
+from hwopt.quantization.ptq import quantize_module
+from hwopt.quantization.settings import PtqSettings
 from hwopt.testing.models import SAMPLE_SHAPE, tiny_net
 from tests.pruning.nets import KINDS, SHAPE, Attention, Fixed, Random, Recurrent
 from tests.quantization.nets import float_onnx, run_onnx
@@ -351,3 +356,23 @@ def test_groups_of_convolutions_survive_the_file() -> None:
         fresh.load_state_dict(net.state_dict())
         x = torch.rand(2, *SHAPE)
         assert torch.equal(fresh(x), net(x))
+
+
+@pytest.mark.parametrize(
+    "kinds", [["residual", "concat", "depthwise"], ["grouped", "squeeze", "halves"]], ids="-".join
+)
+def test_pruned_networks_are_quantized_like_any_other(kinds: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    net = alive(Random(kinds, [16] * 3, flatten=True))
+    structure = examined(net, SHAPE)
+    widths = {g.layer: int(rng.integers(2, g.width + 1)) for g in structure.groups if g.width > 1}
+    cut(net, structure, narrowed(structure, widths))
+    x = torch.rand(64, *SHAPE)
+    made = quantize_module(net, SHAPE, shipped("generic-cpu").quantization, x, PtqSettings(tune=False))
+    path = tmp_path / "q.onnx"
+    export_onnx(deployed(made.graph), SHAPE, path, {})
+    with torch.no_grad():
+        twin = made.graph(x).numpy()
+    assert np.mean(run_onnx(path, {"input": x.numpy()})[0].argmax(1) == twin.argmax(1)) >= 0.95
+    assert np.allclose(run_onnx(path, {"input": x.numpy()}, optimized=False)[0], twin, atol=0.05)

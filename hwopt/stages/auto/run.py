@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -37,72 +36,15 @@ from hwopt.pruning.widths import Widths
 from hwopt.quantization.ptq import quantize_module
 from hwopt.quantization.settings import PtqSettings
 from hwopt.slimming import Slimmer, pruned_recipe
+from hwopt.stages.auto.rung import Budget, Rung, Version
 from hwopt.stages.auto.spec import AutoConfig
 from hwopt.teachers import Lesson, teacher_of
 from hwopt.training.loop import Split, evaluate, fit, split
 
-_WORTH: Final = 0.97  # a version must be this much faster than a wider or simpler one
 _SLACK: Final = 1.5  # of the drop, while a width has had its short training only
 _HOPELESS: Final = 2.0  # of the drop: more than a longer training wins back
 _ASSUMED: Final = 10  # epochs of a float training that was done elsewhere
 _RANGES: Final = 64  # samples for quantizing untrained networks
-
-
-@dataclass(slots=True, kw_only=True)
-class Rung:
-    """One width of the ladder."""
-
-    share: float  # of the float latency that was asked for
-    widths: Widths
-    in_float: float  # latency over the float model's, measured
-    precision: Precision | None  # None: nothing is faster in integer
-    quantized: float | None
-    module: nn.Module | None = None
-    recipe: checkpoints.Recipe | None = None
-    drop: float | None = None
-    tried: list[dict[str, JSON]] = field(default_factory=list)
-
-    def versions(self) -> list[tuple[float, bool]]:
-        """Latency, and whether it is quantized; the fastest first."""
-        found = [(self.in_float, False)]
-        if self.quantized is not None and self.quantized < self.in_float * _WORTH:
-            found.append((self.quantized, True))
-        return sorted(found)
-
-    def faster_than(self, wider: Rung) -> bool:
-        """Whether one of its versions is faster than the same of a wider rung."""
-        quantized = self.quantized is not None and self.quantized < (wider.quantized or 1.0) * _WORTH
-        return self.in_float < wider.in_float * _WORTH or quantized
-
-    def to_json(self) -> dict[str, JSON]:
-        """Plain JSON."""
-        return {
-            "share": self.share,
-            "widths": dict(self.widths),
-            "float": self.in_float,
-            "quantized": self.quantized,
-            "precision": None if self.precision is None else self.precision.to_json(),
-            "drop": self.drop,
-            "tried": list[JSON](self.tried),
-        }
-
-
-@dataclass(slots=True)
-class _Budget:
-    """CPU time of all that follows the timing of widths: training, calibration, validation."""
-
-    seconds: float
-    before: float = 0.0  # spent on the teacher's answers, before widths were timed
-    started: float | None = None
-
-    @property
-    def spent(self) -> float:
-        """So far."""
-        return self.before + (0.0 if self.started is None else time.process_time() - self.started)
-
-    def allows(self, estimate: float) -> bool:
-        """Whether a training of about that length still fits."""
-        return self.spent + estimate <= self.seconds
 
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: AutoConfig) -> StageResult:
@@ -114,17 +56,6 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: AutoConfig) -
     search.descend(rungs)
     rung, version = search.choose(rungs)
     return search.result(rungs, rung, version)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Version:
-    """A trained candidate for the result."""
-
-    module: nn.Module
-    recipe: checkpoints.Recipe
-    drop: float
-    latency: float
-    facts: dict[str, JSON]
 
 
 class _Search:
@@ -154,7 +85,7 @@ class _Search:
         )
         _, self.whole = evaluate(self.network.module, self.data.x_validation, self.data.y_validation)
         self.step_seconds = self._step_seconds()
-        self.budget = _Budget(config.cost * self._float_seconds(inputs))
+        self.budget = Budget(config.cost * self._float_seconds(inputs))
         self.budget.before = time.process_time() - started
         self.reason = "the narrowest width of the ladder was reached"
 
@@ -280,7 +211,7 @@ class _Search:
 
     # --- 3: which version -------------------------------------------------------------------------------
 
-    def choose(self, rungs: list[Rung]) -> tuple[Rung, _Version]:
+    def choose(self, rungs: list[Rung]) -> tuple[Rung, Version]:
         """The first version that keeps the goal, the fastest first; else the one that loses least."""
         allowed = self.config.accuracy_drop
         hopeless = float("inf") if allowed is None else _HOPELESS * allowed + 0.002
@@ -291,8 +222,8 @@ class _Search:
         order = sorted(within or options, key=lambda o: o[0])
         if self.config.accuracy_drop is None and within:
             order = order[::-1]  # the widest that is fast enough loses least
-        best: tuple[Rung, _Version] | None = None
-        polished: dict[float, _Version] = {}
+        best: tuple[Rung, Version] | None = None
+        polished: dict[float, Version] = {}
         for latency, quantized, rung in order:
             if rung.share not in polished:
                 polished[rung.share] = self.polished(rung)
@@ -313,7 +244,7 @@ class _Search:
             raise StageFailedError("no width of the ladder was trained", fix="raise cost")
         return best
 
-    def polished(self, rung: Rung) -> _Version:
+    def polished(self, rung: Rung) -> Version:
         """A rung's network after its long training, where the budget has room for it."""
         assert rung.module is not None and rung.recipe is not None  # noqa: S101, PT018 - only trained rungs
         module = copy.deepcopy(rung.module)
@@ -323,9 +254,9 @@ class _Search:
             self.train(trained, self.config.polish, f"auto, polishing width {rung.share:g}")
             if (after := self.drop(trained)) <= drop:
                 module, drop = trained, after
-        return _Version(module=module, recipe=rung.recipe, drop=drop, latency=rung.in_float, facts={})
+        return Version(module=module, recipe=rung.recipe, drop=drop, latency=rung.in_float, facts={})
 
-    def quantized(self, rung: Rung, version: _Version) -> _Version:
+    def quantized(self, rung: Rung, version: Version) -> Version:
         """The same network with the layers in integer that are faster so; trained where calibration loses."""
         assert rung.precision is not None  # noqa: S101 - the version exists
         rules = rung.precision.rules(layer_names(version.module, self.shape))
@@ -369,7 +300,7 @@ class _Search:
             made.settings.rules,
             made.reference.meta.get("scaled", []),
         )
-        return _Version(module=made.graph, recipe=recipe, drop=drop, latency=rung.in_float, facts=facts)
+        return Version(module=made.graph, recipe=recipe, drop=drop, latency=rung.in_float, facts=facts)
 
     def samples(self) -> Tensor:
         order = np.random.default_rng([self.ctx.seed, 2]).permutation(len(self.data.x))
@@ -377,7 +308,7 @@ class _Search:
 
     # --- the result -------------------------------------------------------------------------------------
 
-    def result(self, rungs: list[Rung], rung: Rung, version: _Version) -> StageResult:
+    def result(self, rungs: list[Rung], rung: Rung, version: Version) -> StageResult:
         path, table = self.ctx.workdir / "model.safetensors", self.ctx.workdir / "tried.json"
         checkpoints.save(path, version.module, version.recipe)
         tried: list[JSON] = [r.to_json() for r in rungs]
