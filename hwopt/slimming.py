@@ -18,7 +18,7 @@ from hwopt.errors import ConfigError, StageFailedError
 from hwopt.latency.bench import Bench
 from hwopt.latency.costs import Build, Cost, builder, exported, macs, measured, roofline
 from hwopt.pruning import importance as importances
-from hwopt.pruning.cut import Keep, attributes_at, breaks, cut, examine, grouped, narrowed, strongest
+from hwopt.pruning.cut import SINGLE, Keep, attributes_at, breaks, cut, examine, grouped, narrowed, strongest
 from hwopt.pruning.structure import Structure
 from hwopt.pruning.widths import Solution, Widths, nearest, solve
 from hwopt.quantization.graph import to_graph
@@ -39,6 +39,7 @@ class Reached:
     goal: float  # share of the float model's cost
     predicted: float  # when the widths were chosen
     interval: Interval  # afterwards; for estimates both ends are the estimate
+    exhausted: bool  # no legal widths are cheaper
 
     @property
     def met(self) -> bool:
@@ -54,6 +55,7 @@ class Reached:
             "predicted": self.predicted,
             "reached": self.interval.to_json(),
             "met": self.met,
+            "exhausted": self.exhausted,
         }
 
 
@@ -91,8 +93,9 @@ class Slimmer:
         self.build = None
 
     def open_groups(self) -> None:
-        """ConfigError where nothing can be cut, with the reasons."""
-        if not self.structure.groups:
+        """ConfigError where nothing can be cut, with the reasons; a network at its narrowest is none."""
+        narrow = any(why == SINGLE for why in self.structure.frozen.values())
+        if not self.structure.groups and not narrow:
             reasons = "; ".join(f"{layer}: {why}" for layer, why in list(self.structure.frozen.items())[:6])
             raise ConfigError(
                 f"no group of channels can be cut: {reasons or 'the network has no layers'}",
@@ -125,20 +128,30 @@ class Slimmer:
         tier: Tier,
         scores: importances.Scores,
         fixed: Mapping[str, int] | None = None,
+        most: Mapping[str, int] | None = None,
     ) -> tuple[Solution, Reached]:
         """Widths for a goal, confirmed by a second and closer look; the nearest where it cannot be met."""
-        self.open_groups()
         cost = self.cost(unit, tier)
         aim = goal if tier is Tier.ESTIMATED else goal * _AIM
+        tries: list[tuple[Solution, Reached]] = []
         for _ in range(_TRIES):
-            solution = solve(self.structure, scores, cost, aim, self.rules, fixed, progress=self.progress)
-            reached = Reached(
-                unit=unit, tier=tier, goal=goal, predicted=solution.cost, interval=self._look(solution, cost)
+            solution = solve(
+                self.structure, scores, cost, aim, self.rules, fixed, most, progress=self.progress
             )
-            if reached.met or not solution.met:
-                break
-            aim *= goal / reached.interval.estimate * _AIM
-        return solution, reached
+            interval = self._look(solution, cost)
+            reached = Reached(
+                unit=unit,
+                tier=tier,
+                goal=goal,
+                predicted=solution.cost,
+                interval=interval,
+                exhausted=not solution.met,
+            )
+            tries.append((solution, reached))
+            if reached.met or reached.exhausted:
+                return tries[-1]
+            aim *= goal / interval.estimate * _AIM
+        return min(tries, key=lambda one: one[1].interval.estimate)
 
     def _look(self, solution: Solution, cost: Cost) -> Interval:
         """The cost again: where it is measured, in fresh sessions with an interval."""

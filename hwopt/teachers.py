@@ -79,5 +79,5 @@ def teacher_of(
         return None
     given = inputs.get("teacher") or inputs.get("source")
     if given is None:
-        raise ConfigError("distillation needs a teacher", fix="give --teacher CHECKPOINT, or distill: null")
+        raise ConfigError("distillation needs a teacher", fix="give --source CHECKPOINT, or distill: null")
     return checkpoints.load(given.path, ctx.import_root, ctx.model).module.eval()

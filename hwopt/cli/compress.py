@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import click
 
-from hwopt.cli.console import F, progress
+from hwopt.cli.console import VERDICT_CODES, F, progress
 from hwopt.cli.single import common, finish, settings, target_option
 from hwopt.config.profile import load
+from hwopt.engine.judge import goals_of, worst
 from hwopt.engine.single import Job, device, run_stage
 
 _IMPORTANCE: Final = ["l1", "l2", "batch_norm", "taylor", "fisher", "hessian"]
@@ -44,11 +45,25 @@ def _run(
     quiet: bool,
     target: str,
     source: Path | None,
-) -> None:
-    job = Job(profile=load(profile, overrides), hardware=device(target), progress=progress(quiet))
-    inputs = {"checkpoint": checkpoint, "source": source or checkpoint}
-    facts = run_stage(stage, settings(stage, **given), job, inputs, {"checkpoint": output})
+) -> int:
+    say = progress(quiet)
+    job = Job(profile=load(profile, overrides), hardware=device(target), progress=say)
+    config = settings(stage, **given)
+    inputs = {"checkpoint": checkpoint}
+    if source is not None:
+        inputs["source"] = source
+    elif stage in {"finetune", "sparsify"}:
+        say("no --source is given: learning from labels alone")
+        config = config.model_copy(update={"distill": None})
+    else:
+        inputs["source"] = checkpoint  # it is the float model itself
+    facts = run_stage(stage, config, job, inputs, {"checkpoint": output})
     finish(output, facts, as_json)
+    goals = [facts["pruning_goal"]] if "pruning_goal" in facts else []
+    judged = goals_of({"status": "ok", "details": {**facts, "pruning_goals": goals}})
+    for goal in judged:
+        say(f"{goal.verdict.value}: {goal.requirement}: {goal.reason}")
+    return VERDICT_CODES[worst([goal.verdict for goal in judged]).value]
 
 
 @click.command()
@@ -73,7 +88,7 @@ def prune(
     schedule: str | None,
     sensitivity: bool | None,
     **files: Any,
-) -> None:
+) -> int:
     """Remove channels of CHECKPOINT to a goal; widths are rounded to what the device likes."""
     given = {
         "ratio": ratio,
@@ -85,15 +100,15 @@ def prune(
         "schedule": schedule,
         "sensitivity": sensitivity,
     }
-    _run("prune", given, **files)
+    return _run("prune", given, **files)
 
 
 @click.command()
 @_files
 @click.option("--epochs", type=int, help="Default: 2.")
-def finetune(epochs: int | None, **files: Any) -> None:
+def finetune(epochs: int | None, **files: Any) -> int:
     """Train CHECKPOINT further, from labels and from --source as the teacher."""
-    _run("finetune", {"epochs": epochs}, **files)
+    return _run("finetune", {"epochs": epochs}, **files)
 
 
 @click.command()
@@ -101,9 +116,9 @@ def finetune(epochs: int | None, **files: Any) -> None:
 @click.option("--sparsity", type=float, help="Share of the weights that become zero.")
 @click.option("--pattern", metavar="N:M", help="Of M neighbouring input channels N stay, for example 2:4.")
 @click.option("--epochs", type=int, help="Default: 2.")
-def sparsify(sparsity: float | None, pattern: str | None, epochs: int | None, **files: Any) -> None:
+def sparsify(sparsity: float | None, pattern: str | None, epochs: int | None, **files: Any) -> int:
     """Set weights of CHECKPOINT to zero while training; shapes, and mostly time, stay."""
-    _run("sparsify", {"sparsity": sparsity, "pattern": pattern, "epochs": epochs}, **files)
+    return _run("sparsify", {"sparsity": sparsity, "pattern": pattern, "epochs": epochs}, **files)
 
 
 @click.command()
@@ -111,6 +126,6 @@ def sparsify(sparsity: float | None, pattern: str | None, epochs: int | None, **
 @click.option("--accuracy-drop", type=float, help="Fastest version that loses no more, for example 0.005.")
 @click.option("--latency", type=float, help="Most accurate within this share of the float latency.")
 @click.option("--cost", type=float, help="Training it may take, in trainings of the float model; default: 3.")
-def auto(accuracy_drop: float | None, latency: float | None, cost: float | None, **files: Any) -> None:
+def auto(accuracy_drop: float | None, latency: float | None, cost: float | None, **files: Any) -> int:
     """Decide width, layers and precision of CHECKPOINT by measuring on the target."""
-    _run("auto", {"accuracy_drop": accuracy_drop, "latency": latency, "cost": cost}, **files)
+    return _run("auto", {"accuracy_drop": accuracy_drop, "latency": latency, "cost": cost}, **files)

@@ -243,7 +243,7 @@ class _Reader:
             self.complain(
                 f"{'.'.join(map(str, at))} is {value!r}, expected a list of steps",
                 at,
-                "write [] for the float model, or [{quantize: {method: ptq}}]",
+                "write [] for the float model, [{quantize: {method: ptq}}], or {recipe: auto, …}",
             )
             return ()
         links: list[Link] = []

@@ -31,6 +31,15 @@ class Timing(Settings):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
+def timing_of(timing: Timing, benchmark: Any, runtime: str | None) -> Timing:
+    """``timing`` with what it leaves open: of the profile's benchmark section, and the runtime found here."""
+    return Timing(
+        runtime=timing.runtime or runtime,
+        batch=timing.batch or getattr(benchmark, "batch", None),
+        threads=timing.threads or getattr(benchmark, "threads", None),
+    )
+
+
 def no_facet(hardware: HardwareProfile) -> dict[str, JSON]:
     """For stages whose result does not depend on the device."""
     return {}

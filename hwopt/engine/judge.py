@@ -131,8 +131,7 @@ def goals_of(result: Result) -> list[Judged]:
     if result["status"] != "ok":
         return []
     found = []
-    pruned = result["details"].get("pruning_goal")
-    if pruned:
+    for pruned in result["details"].get("pruning_goals", []):
         reached, goal = pruned["reached"], pruned["goal"]
         low, high = reached["low"], reached["high"]
         said = f"{pruned['unit']} of {reached['estimate']:.3g} [{low:.3g}, {high:.3g}] of the float model's"
@@ -142,7 +141,7 @@ def goals_of(result: Result) -> list[Judged]:
         if not pruned["met"] and verdict is not Verdict.FAIL:
             verdict = Verdict.INCONCLUSIVE
         reason = f"pruning reached a {pruned['tier']} {said}"
-        if verdict is Verdict.FAIL:
+        if pruned["exhausted"]:
             reason += "; no legal widths are cheaper, and this is the nearest"
         name = f"{pruned['unit']} ≤ {goal:g} of float (goal of prune)"
         found.append(Judged(requirement=name, verdict=verdict, reason=reason))

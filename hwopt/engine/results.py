@@ -31,8 +31,11 @@ def assemble(
 ) -> dict[str, JSON]:
     """One result. ``facts`` are those of the row's finished steps, in order; ``failure`` ends them."""
     merged: dict[str, Any] = {}
+    goals: list[JSON] = []
     tiers: list[Tier] = []
     for part in facts:
+        if "pruning_goal" in part:  # each of several cuts has its own
+            goals.append(part["pruning_goal"])
         merged.update(part)
         if "tier" in part:
             tiers.append(Tier(part["tier"]))
@@ -56,6 +59,8 @@ def assemble(
     if status != "ok":
         missing = {name: str(result["reason"]) for name in CORE if result[name] is None}
     details: dict[str, JSON] = dict(merged)
+    if goals:
+        details["pruning_goals"] = goals
     details["missing"] = dict[str, JSON](missing)
     details["applicable"] = row.applicable
     details.setdefault("asked_integer", row.quantized)

@@ -17,7 +17,7 @@ from hwopt.core.host import is_device
 from hwopt.core.plan import Step
 from hwopt.core.profile import HOST_CPU, PipelineProfile
 from hwopt.core.settings import Settings
-from hwopt.core.stage import Progress, StageContext, StageResult, StageSpec
+from hwopt.core.stage import Progress, StageContext, StageResult, StageSpec, timing_of
 from hwopt.engine import host as this_host
 from hwopt.engine.pipeline import call_stage, host_profile, loader, probe
 from hwopt.errors import ConfigError, EngineMissingError, HwoptError
@@ -83,15 +83,17 @@ def run_stage(
         ConfigError: the device cannot serve the settings, or an output exists as a folder.
     """
     spec: StageSpec = resolve("stage", stage)
-    if spec.times(config) and job.hardware is not None:
-        timing: Any = config.timing  # type: ignore[attr-defined]  # of every stage that times
-        if timing.runtime is None:
-            filled = timing.model_copy(update={"runtime": runtime_of(job.hardware)})
-            config = config.model_copy(update={"timing": filled})
     problems = spec.check(config, job.hardware)
     if problems:
         text, fix = problems[0]
         raise ConfigError(text, fix=fix)
+    if (spec.times(config) or getattr(config, "estimated", False)) and job.hardware is not None:
+        timing: Any = getattr(config, "timing", None)
+        bench = job.profile.benchmark
+        runtime = None
+        if spec.times(config) and timing.runtime is None:
+            runtime = getattr(bench, "runtime", None) or runtime_of(job.hardware)
+        config = config.model_copy(update={"timing": timing_of(timing, bench, runtime)})
     for path in outputs.values():
         if path.is_dir():
             raise ConfigError(f"{path} is a folder", fix="give the name of a file")
@@ -122,10 +124,11 @@ def _artifact(path: Path, spec: StageSpec, port: str) -> Artifact:
     if not path.is_file():
         raise ConfigError("no such file", where=str(path))
     kind: Kind = load_reference("hwopt.checkpoints:kind_of")(path)
-    if kind not in spec.consumes.get(port, frozenset(Kind) - {Kind.ONNX}):
+    wanted = spec.consumes.get(port, frozenset({Kind.CHECKPOINT}))
+    if kind not in wanted:
         raise ConfigError(
-            f"{spec.name} does not take a {kind.value}",
+            f"{spec.name} does not take a {kind.value}" + ("" if port in spec.consumes else f" as {port}"),
             where=str(path),
-            fix=f"give a {' or a '.join(sorted(spec.consumes[port]))}",
+            fix=f"give a {' or a '.join(sorted(wanted))}",
         )
     return Artifact(kind=kind, digest=digest_of_file(path), bytes=path.stat().st_size, path=path)

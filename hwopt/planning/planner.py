@@ -19,7 +19,7 @@ from hwopt.core.host import Host, can_run, is_device
 from hwopt.core.plan import Plan, Row, Source, Step
 from hwopt.core.profile import Candidate, Link, PipelineProfile, Target
 from hwopt.core.settings import Settings
-from hwopt.core.stage import StageSpec, Timing
+from hwopt.core.stage import StageSpec, timing_of
 from hwopt.errors import ConfigError, Problem
 from hwopt.plugins import did_you_mean, provider_version, resolve, table
 
@@ -303,7 +303,9 @@ class _Builder:
                     inputs["teacher"] = self.chained(teacher, target)[0]
             config = link.config
             if spec.times(config) or getattr(config, "estimated", False):  # estimates need the batch
-                config = config.model_copy(update={"timing": self.timing(config, here)})
+                timing: Any = getattr(config, "timing", None)
+                filled = timing_of(timing, self.profile.benchmark, here.runtime)
+                config = config.model_copy(update={"timing": filled})
             label = f"{link.stage} for {candidate.name}"
             checkpoint = self.add(link.stage, label, config, here.hardware, inputs, link.where)
             steps.append(self.steps[checkpoint.step])
@@ -321,15 +323,6 @@ class _Builder:
         """The candidate that a link's settings name as the teacher; None for the float model."""
         name = getattr(getattr(link.config, "distill", None), "teacher", None)
         return next((c for c in self.candidates if c.name == name), None) if name else None
-
-    def timing(self, config: Any, here: _Available) -> Timing:
-        """What a stage leaves open about timing is that of the benchmark."""
-        bench: Any = self.profile.benchmark
-        return Timing(
-            runtime=config.timing.runtime or here.runtime,
-            batch=config.timing.batch or getattr(bench, "batch", None),
-            threads=config.timing.threads or getattr(bench, "threads", None),
-        )
 
     def trained(self) -> Source:
         return self.link(self.profile.source, f"{self.profile.source.stage} the float model")

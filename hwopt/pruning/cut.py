@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from torch import Tensor, fx, nn
 from hwopt.errors import ConfigError
 from hwopt.models.build import resize_to
 from hwopt.pruning.structure import Structure, structure_of
+
+SINGLE: Final = "it has a single unit"
 
 Keep = npt.NDArray[np.bool_]  # one entry a unit of the whole network
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,7 +33,7 @@ def examine(module: nn.Module, graph: fx.GraphModule, sample_shape: Sequence[int
     reasons: dict[str, str] = {}
     for group in structure.groups:
         if group.width < 2:
-            reasons[group.layer] = "it has a single unit"
+            reasons[group.layer] = SINGLE
             continue
         for width in (group.width - 1, 1):
             why = breaks(module, structure, {group.layer: width}, sample_shape)

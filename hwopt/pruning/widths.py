@@ -116,6 +116,7 @@ def solve(
     goal: float,
     rules: Pruning,
     fixed: Mapping[str, int] | None = None,
+    most: Mapping[str, int] | None = None,
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Solution:
@@ -128,12 +129,16 @@ def solve(
 
     Args:
         fixed: widths that are not open, by group.
+        most: greatest widths, where the search starts; none means the full ones.
     Returns:
         The nearest that was reached; ``met`` is False where even the narrowest legal widths cost more.
     """
     groups = {g.layer: g for g in structure.groups}
-    fixed = fixed or {}
-    legal = {n: [fixed[n]] if n in fixed else legal_widths(g, rules) for n, g in groups.items()}
+    fixed, most = fixed or {}, most or {}
+    legal = {
+        n: [fixed[n]] if n in fixed else [w for w in legal_widths(g, rules) if w <= most.get(n, g.width)]
+        for n, g in groups.items()
+    }
     now: Widths = {layer: widths[-1] for layer, widths in legal.items()}
     spent = cost([now])[0]
     rounds = 0

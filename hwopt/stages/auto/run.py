@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
+import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hwopt import checkpoints
 from hwopt.core.artifact import Artifact
@@ -33,6 +34,9 @@ from hwopt.latency.precision import Precision, fastest_precision, layer_names
 from hwopt.pruning.cut import full_widths, narrowed
 from hwopt.pruning.masks import KeepZeros
 from hwopt.pruning.widths import Widths
+from hwopt.quantization.graph import quiet_exporters
+from hwopt.quantization.insert import deployed
+from hwopt.quantization.onnx_export import export_onnx
 from hwopt.quantization.ptq import quantize_module
 from hwopt.quantization.settings import PtqSettings
 from hwopt.slimming import Slimmer, pruned_recipe
@@ -72,7 +76,11 @@ class _Search:
             )
         self.bench = bench_of(ctx, config.timing)
         self.shape = self.network.recipe.sample_shape
-        self.origin = exported(self.network.module, self.shape)
+        self.float = self.network.module
+        source = inputs.get("source", inputs["checkpoint"])
+        if source.digest != inputs["checkpoint"].digest:
+            self.float = checkpoints.load(source.path, ctx.import_root, ctx.model).module
+        self.origin = exported(self.float, self.shape)
         started = time.process_time()
         teacher = teacher_of(ctx, inputs, config.distill)
         self.lesson = Lesson(
@@ -83,7 +91,7 @@ class _Search:
             distill=config.distill,
             sparse=self.network.recipe.sparse,
         )
-        _, self.whole = evaluate(self.network.module, self.data.x_validation, self.data.y_validation)
+        _, self.whole = evaluate(self.float, self.data.x_validation, self.data.y_validation)
         self.step_seconds = self._step_seconds()
         self.budget = Budget(config.cost * self._float_seconds(inputs))
         self.budget.before = time.process_time() - started
@@ -93,7 +101,7 @@ class _Search:
 
     def _step_seconds(self) -> float:
         """CPU time of one training step of the float network."""
-        trial = copy.deepcopy(self.network.module)
+        trial = copy.deepcopy(self.float)
         few = Split(
             x=self.data.x[: 8 * self.config.tune.batch_size],
             y=self.data.y[: 8 * self.config.tune.batch_size],
@@ -124,18 +132,28 @@ class _Search:
         """The float model and every width of the ladder that is faster than the one before."""
         slimmer = self.slimmer(self.network.module)
         slimmer.open_groups()
-        rungs = [self.rung(1.0, slimmer, full_widths(slimmer.structure))]
+        full = full_widths(slimmer.structure)
+        start = 1.0 if self.float is self.network.module else self.latency_of(slimmer, full)
+        rungs = [self.rung(start, slimmer, full, start)]
         scores = slimmer.scores(self.config.importance)
         limit = () if self.config.latency is None else (self.config.latency,)
         for share in sorted({*self.config.widths, *limit}, reverse=True):
-            solution, reached = slimmer.towards(share, "latency", Tier.MEASURED, scores)
+            # No group is wider than at the rung before: the networks are cut out of each other.
+            most = rungs[-1].widths
+            solution, reached = slimmer.towards(share, "latency", Tier.MEASURED, scores, most=most)
             rung = self.rung(share, slimmer, solution.widths, reached.interval.estimate)
             if not rung.faster_than(rungs[-1]):
                 continue
             rungs.append(rung)
-            if not reached.met:
+            if reached.exhausted:
                 break  # nothing is narrower
+        self.first = rungs[0]
         return rungs
+
+    def latency_of(self, slimmer: Slimmer, widths: Widths) -> float:
+        """Share of the float model's latency."""
+        model = slimmer.model_at(narrowed(slimmer.structure, widths))
+        return self.bench.confirm(self.origin, model).estimate
 
     def slimmer(self, module: nn.Module) -> Slimmer:
         return Slimmer(
@@ -176,7 +194,8 @@ class _Search:
         """Cut and train from rung to rung."""
         self.budget.started = time.process_time()
         first = rungs[0]
-        first.module, first.recipe, first.drop = self.network.module, self.network.recipe, 0.0
+        first.module, first.recipe = self.network.module, self.network.recipe
+        first.drop = self.drop(first.module)
         module, recipe = copy.deepcopy(self.network.module), self.network.recipe
         slimmer = self.slimmer(module)
         needed = self.config.latency
@@ -190,8 +209,7 @@ class _Search:
                 self.reason = f"the training budget of {self.config.cost:g} float trainings ends here"
                 return
             scores = slimmer.scores(self.config.importance)
-            widths = {g.layer: min(g.width, rung.widths[g.layer]) for g in slimmer.structure.groups}
-            counters = slimmer.cut_to(widths, scores)
+            counters = slimmer.cut_to(rung.widths, scores)
             recipe = pruned_recipe(recipe, module, counters)
             self.train(module, self.config.tune, f"auto, width {rung.share:g}")
             rung.module, rung.recipe = copy.deepcopy(module), recipe
@@ -249,7 +267,7 @@ class _Search:
         assert rung.module is not None and rung.recipe is not None  # noqa: S101, PT018 - only trained rungs
         module = copy.deepcopy(rung.module)
         drop = rung.drop or 0.0
-        if rung.share < 1 and self.budget.allows(self._estimate(rung, self.config.polish.epochs)):
+        if rung is not self.first and self.budget.allows(self._estimate(rung, self.config.polish.epochs)):
             trained = copy.deepcopy(module)
             self.train(trained, self.config.polish, f"auto, polishing width {rung.share:g}")
             if (after := self.drop(trained)) <= drop:
@@ -280,18 +298,21 @@ class _Search:
             logits = None
             if self.config.distill is not None:
                 logits = self.lesson.logits
+            with quiet_exporters():  # copying torch.export's tree specs warns about itself
+                trained = copy.deepcopy(made.graph)
             history = fit(
-                made.graph,
+                trained,
                 self.data,
                 qat,
                 seed=self.ctx.seed,
                 progress=self.ctx.progress,
                 label="auto, qat",
                 teacher=logits,
-                hooks=[KeepZeros(made.graph)] if self.network.recipe.sparse else [],
+                hooks=[KeepZeros(trained)] if self.network.recipe.sparse else [],
             )
-            facts["qat_history"] = list(history.epochs)
-            drop = self.drop(made.graph)
+            if (after := self.drop(trained)) <= drop:
+                made.graph, drop = trained, after
+                facts["qat_history"] = list(history.epochs)
         recipe = checkpoints.quantized_recipe(
             version.recipe,
             version.module,
@@ -306,9 +327,20 @@ class _Search:
         order = np.random.default_rng([self.ctx.seed, 2]).permutation(len(self.data.x))
         return self.data.x[torch.from_numpy(order[: self.config.calibration_samples])]
 
+    def deployed(self, version: Version) -> onnx.ModelProto:
+        """The version as the file that is shipped."""
+        if version.recipe.scheme is None:
+            return exported(version.module, self.shape)
+        path = self.ctx.workdir / "timed.onnx"
+        assert isinstance(version.module, fx.GraphModule)  # noqa: S101 - as quantize_module made it
+        export_onnx(deployed(version.module), self.shape, path, {})
+        return onnx.load(path)
+
     # --- the result -------------------------------------------------------------------------------------
 
     def result(self, rungs: list[Rung], rung: Rung, version: Version) -> StageResult:
+        interval = self.bench.confirm(self.origin, self.deployed(version))
+        version.latency = interval.estimate
         path, table = self.ctx.workdir / "model.safetensors", self.ctx.workdir / "tried.json"
         checkpoints.save(path, version.module, version.recipe)
         tried: list[JSON] = [r.to_json() for r in rungs]
@@ -322,6 +354,7 @@ class _Search:
                 "integer_layers": rung.precision.to_json() if quantized and rung.precision else None,
                 "validation_drop": version.drop,
                 "latency": version.latency,
+                "latency_interval": interval.to_json(),
                 "tier": Tier.MEASURED.value,
                 "stopped": self.reason,
                 "goal": " and ".join(

@@ -96,7 +96,7 @@ def check(config: AutoConfig, hardware: HardwareProfile | None) -> list[tuple[st
 
 SPEC: Final = StageSpec(
     name="auto",
-    version=1,
+    version=2,
     summary="decide width, layers and precision by measuring on the target",
     config=AutoConfig,
     run="hwopt.stages.auto.run:run",

@@ -68,7 +68,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: PruneConfig) 
     for index in range(1, parts + 1):
         scores = slimmer.scores(config.importance)
         widths, goal = _widths(slimmer, scores, config, first, index / parts)
-        if index == parts and all(widths[n] == w for n, w in first.items()):
+        if index == parts and config.ratio is not None and all(widths[n] == w for n, w in first.items()):
             raise ConfigError(
                 "nothing would be cut: every width rounds back to itself "
                 f"(multiples of {slimmer.rules.channel_multiple}, at least {slimmer.rules.least_channels})",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from hwopt.core.artifact import Kind
@@ -44,6 +45,20 @@ class PruneConfig(Settings):
     distill: Distillation | None = Distillation()  # while tuning
     sensitivity: bool = False  # also cut every group alone, at several ratios, and note the accuracy
     timing: Timing = Timing()
+
+    @field_validator("layers")
+    @classmethod
+    def _are_patterns(cls, layers: Mapping[str, float]) -> Mapping[str, float]:
+        for pattern in layers:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise PydanticCustomError(
+                    "pattern",
+                    "{pattern} is not a regular expression: {why}",
+                    {"pattern": repr(pattern), "why": str(error), "fix": "for example '4.body.*'"},
+                ) from None
+        return layers
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:

@@ -48,8 +48,8 @@ class SparsifyConfig(FitSettings):
             if not 0 < kept < of <= 64:
                 raise PydanticCustomError(
                     "pattern",
-                    "pattern is {given!r}, expected N:M with 0 < N < M",
-                    {"given": self.pattern, "fix": "for example '2:4', in quotes"},
+                    "pattern is {given}, expected N:M with 0 < N < M",
+                    {"given": repr(self.pattern), "fix": "for example '2:4', in quotes"},
                 )
         return self
 
