@@ -130,7 +130,7 @@ def check(config: PruneConfig, hardware: HardwareProfile | None) -> list[tuple[s
 
 SPEC: Final = StageSpec(
     name="prune",
-    version=2,
+    version=3,
     summary="remove channels to a goal, widths rounded to what the device likes",
     config=PruneConfig,
     run="hwopt.stages.prune.run:run",
