@@ -202,10 +202,8 @@ def test_it_works_from_any_folder_on_the_users_own_npz_and_model(tmp_path: Path)
 
 
 def test_failing_candidate_does_not_take_the_others_along(tmp_path: Path) -> None:
-    text = PROFILE.replace(
-        "  int8:",
-        "  broken:\n    - finetune: {optimizer: {name: sgd, lr: 100.0}, clip_norm: null, distill: null}\n  int8:",
-    )
+    diverging = "finetune: {optimizer: {name: sgd, lr: 100.0}, clip_norm: null, distill: null}"
+    text = PROFILE.replace("  int8:", f"  broken: [{{{diverging}}}]\n  int8:")
     (tmp_path / "p.yaml").write_text(text)
     outcome = hwopt("pipeline", "run", "p.yaml", "--json", cwd=tmp_path)
     assert outcome.code == 5
