@@ -50,7 +50,10 @@ def settings(stage: str, **given: object) -> Settings:
         details: Any = getattr(error, "errors", list)()
         raise ConfigError(
             "; ".join(f"{'.'.join(map(str, d['loc'])) or stage}: {d['msg']}" for d in details) or str(error),
-            fix=next((str(d["ctx"]["fix"]) for d in details if "fix" in d.get("ctx", {})), None),
+            fix=next(
+                (str(d["ctx"]["fix"]) for d in details if "fix" in d.get("ctx", {})),
+                f"give another value; `hwopt {stage} --help` says what it means",
+            ),
         ) from None
 
 
