@@ -18,7 +18,6 @@ from hwopt.pruning.structure import Structure, structure_of
 SINGLE: Final = "it has a single unit"
 
 Keep = npt.NDArray[np.bool_]  # one entry a unit of the whole network
-Shapes = Mapping[str, tuple[int, ...]]
 Vector = npt.NDArray[np.float64]
 Widths = Mapping[str, int]  # units by group, under the name of its layer
 
@@ -125,14 +124,6 @@ def cut(module: nn.Module, structure: Structure, keep: Keep) -> None:
     for (path, attribute), units in structure.heads.items():
         setattr(module.get_submodule(path), attribute, int(keep[units].sum()))
     module.load_state_dict(state)
-
-
-def shapes_at(structure: Structure, shapes: Shapes, keep: Keep) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors after a cut; ``shapes`` are those before it."""
-    found = {name: list(shape) for name, shape in shapes.items()}
-    for (name, dim), ids in structure.owners.items():
-        found[name][dim] = len(positions(ids, keep))
-    return {name: tuple(shape) for name, shape in found.items()}
 
 
 def grouped(module: nn.Module) -> dict[str, int]:

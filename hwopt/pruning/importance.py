@@ -8,7 +8,6 @@ groups as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,6 @@ from hwopt.pruning.structure import Group, Structure
 Vector = npt.NDArray[np.float64]
 Scores = dict[str, Vector]  # by group, one a unit
 Batch = tuple[Tensor, Tensor]  # samples and labels
-METHODS: Final = ("l1", "l2", "batch_norm", "taylor", "fisher", "hessian")
 
 
 def importance(

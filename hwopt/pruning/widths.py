@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from hwopt.core.canonical import JSON
 from hwopt.core.hardware import Pruning
 from hwopt.pruning.importance import Scores
 from hwopt.pruning.structure import Group, Structure
@@ -38,10 +37,6 @@ class Solution:
     cost: float  # share of the start
     met: bool
     rounds: int
-
-    def to_json(self) -> dict[str, JSON]:
-        """Plain JSON."""
-        return {"cost": self.cost, "met": self.met, "rounds": self.rounds}
 
 
 def legal_widths(group: Group, rules: Pruning) -> list[int]:

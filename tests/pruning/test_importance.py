@@ -10,7 +10,7 @@ from torch import nn
 from hwopt.core.hardware import Pruning
 from hwopt.errors import ConfigError
 from hwopt.pruning.cut import cut, full_widths, strongest
-from hwopt.pruning.importance import METHODS, importance
+from hwopt.pruning.importance import importance
 from hwopt.pruning.structure import Group, Structure
 from hwopt.pruning.widths import kept_share, legal_widths, nearest, ranked, solve, uniform
 from hwopt.testing.models import CLASSES, SAMPLE_SHAPE, images
@@ -35,7 +35,7 @@ def labelled() -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(images(16, seed), torch.arange(16) % CLASSES) for seed in range(4)]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["l1", "l2", "batch_norm", "taylor", "fisher", "hessian"])
 def test_channels_that_do_nothing_are_cut_first_and_the_outputs_stay(method: str) -> None:
     net = two_layers()
     weak = torch.tensor([1, 4, 6, 9])
