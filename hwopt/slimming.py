@@ -22,7 +22,7 @@ from hwopt.pruning.cut import SINGLE, Keep, attributes_at, breaks, cut, examine,
 from hwopt.pruning.structure import Structure
 from hwopt.pruning.widths import Solution, Widths, nearest, solve
 from hwopt.quantization.graph import to_graph
-from hwopt.training.loop import refresh_batch_norm
+from hwopt.training.evaluation import refresh_batch_norm
 
 _SAMPLES: Final = 2048  # that importance is measured on
 _BATCH: Final = 32

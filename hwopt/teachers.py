@@ -12,9 +12,12 @@ from hwopt.core.artifact import Artifact
 from hwopt.core.stage import StageContext
 from hwopt.errors import ConfigError
 from hwopt.pruning.masks import KeepZeros
+from hwopt.training.batches import Split
+from hwopt.training.evaluation import logits_of
 from hwopt.training.features import AttentionTransfer
-from hwopt.training.loop import History, Hook, Split, Teacher, fit, logits_of
+from hwopt.training.loop import History, fit
 from hwopt.training.settings import Distillation, FitSettings
+from hwopt.training.step import Hook, Teacher
 
 
 @dataclass(slots=True, kw_only=True)

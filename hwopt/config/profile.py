@@ -20,6 +20,7 @@ from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec
 from hwopt.errors import ConfigError, HwoptError, Problem
 from hwopt.plugins import did_you_mean, resolve, table
+from hwopt.tracking.sink import SinkSpec
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FACTORY: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -38,6 +39,7 @@ class _Head(Settings):
     candidates: object
     targets: object
     requirements: object = ()
+    track: object = ()
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
@@ -63,6 +65,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
     candidates = reader.candidates(value["candidates"]) if "candidates" in value else ()
     targets = reader.targets(value["targets"]) if "targets" in value else ()
     requirements = reader.requirements(value.get("requirements", []), targets)
+    track = reader.trackers(value.get("track", []))
     if problems or head is None or data is None or model is None or source is None or benchmark is None:
         raise ConfigError.of(problems)
     return PipelineProfile(
@@ -81,6 +84,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         requirements=requirements,
         text=text,
         where=lambda section: document.where((section,), key=True),
+        track=track,
     )
 
 
@@ -299,6 +303,26 @@ class _Reader:
                 continue
             result.append(Target(name=name, hardware=device, where=self.document.where(at)))
         return tuple(result)
+
+    def trackers(self, value: JSON) -> tuple[Choice, ...]:
+        """``[tensorboard]`` or ``[{name: tensorboard, …}]``."""
+        if not isinstance(value, list):
+            self.complain(f"track is {value!r}, expected a list", ("track",), "write track: [tensorboard]")
+            return ()
+        found: list[Choice] = []
+        for index, item in enumerate(value):
+            at: KeyPath = ("track", index)
+            options: dict[str, JSON] = dict(item) if isinstance(item, dict) else {"name": item}
+            name = options.pop("name", None)
+            try:
+                spec: SinkSpec = resolve("tracker", name if isinstance(name, str) else str(name))
+            except ConfigError as error:
+                self.absorb(error, at)
+                continue
+            settings = validate(spec.settings, options, self.document, at, self.problems)
+            if settings is not None:
+                found.append(Choice(name=str(name), factory=None, options=settings.to_json()))
+        return tuple(found)
 
     def requirements(self, value: JSON, targets: tuple[Target, ...]) -> tuple[Requirement, ...]:
         if not isinstance(value, list):

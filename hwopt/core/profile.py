@@ -93,3 +93,4 @@ class PipelineProfile:
     requirements: tuple[Requirement, ...]
     text: str  # the YAML as read, with --set applied as lines below it
     where: Callable[[str], str]  # section name -> file:line
+    track: tuple[Choice, ...] = ()  # trackers beside the ledger; no part of any step's key

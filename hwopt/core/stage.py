@@ -13,6 +13,7 @@ from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Dataset
 from hwopt.core.hardware import HardwareProfile
+from hwopt.core.ledger import Ledger, NoLedger
 from hwopt.core.settings import Settings
 
 
@@ -110,6 +111,8 @@ class StageContext:
     progress: Progress
     source_facts: Mapping[str, Any] = field(default_factory=dict)  # of the step that gave the port ``source``
     import_root: Path | None = None  # where the user's own modules are looked for
+    keep: Path | None = None  # a folder that outlives a kill: what a long stage resumes from
+    ledger: Ledger = field(default_factory=NoLedger)  # numbers by step, and events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

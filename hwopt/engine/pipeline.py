@@ -7,7 +7,8 @@ import hashlib
 import importlib.util
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -18,9 +19,10 @@ from typing import Any, Final
 
 import hwopt
 from hwopt.config import hardware as hardware_profiles
-from hwopt.core.artifact import Artifact
+from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.backend import Availability, BackendSpec
-from hwopt.core.canonical import JSON, digest_of, digest_of_file
+from hwopt.core.canonical import JSON, canonical_json, digest_of, digest_of_file
+from hwopt.core.choices import Choice
 from hwopt.core.dataset import Dataset
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.host import describe
@@ -36,8 +38,11 @@ from hwopt.errors import ConfigError, HwoptError, Problem, ResourceLimitError, S
 from hwopt.planning.planner import World, plan
 from hwopt.plugins import call_factory, load_reference, resolve, source_files, user_modules
 from hwopt.store.store import Finished, Store, new_run_id
+from hwopt.tracking.ledger import FileLedger
+from hwopt.tracking.sink import Sink, SinkSpec
 
 SCHEMA_VERSION: Final = 1
+LEDGER: Final = "ledger.jsonl"
 _RECORDED_LIBRARIES: Final = ("hwopt", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
@@ -232,7 +237,8 @@ class _Run:
         spec: StageSpec = resolve("stage", step.stage)
         function: StageFunction = load_reference(spec.run)
         inputs = {port: self.done[source.step].artifacts[source.port] for port, source in step.inputs.items()}
-        with self.store.workdir() as workdir:
+        keep = self.store.partial(step.key, fresh=self.again(step))
+        with self.store.workdir() as workdir, self.ledger(step, keep) as ledger:
             context = StageContext(
                 workdir=workdir,
                 seed=self.prepared.profile.seed,
@@ -243,15 +249,55 @@ class _Run:
                 progress=lambda text: self.progress("  " + text),
                 source_facts=self.done[step.inputs["source"].step].facts if "source" in step.inputs else {},
                 import_root=self.prepared.import_root,
+                keep=keep,
+                ledger=ledger,
             )
             result = call_stage(function, context, inputs, step)
             artifacts = {
                 port: self.store.put(result.files[port], kind) for port, kind in spec.produces.items()
             }
+            for port, artifact in artifacts.items():
+                ledger.artifact(artifact.path, port)
+            if (keep / LEDGER).stat().st_size:
+                artifacts["ledger"] = self.store.put(keep / LEDGER, Kind.TABLE)
         seconds = time.monotonic() - started
         digests = {port: artifact.digest for port, artifact in inputs.items()}
         self.store.commit(step.key, step.label, artifacts, result.facts, seconds, digests)
+        self.store.settle(step.key)
         return Finished(artifacts=artifacts, facts=result.facts, seconds=seconds)
+
+    @contextmanager
+    def ledger(self, step: Step, keep: Path) -> Iterator[FileLedger]:
+        """The ledger of a step, with the profile's trackers where the step trains."""
+        profile = self.prepared.profile
+        sinks: dict[str, Sink] = {}
+        if profile.track and hasattr(step.config, "optimizer"):
+            sinks = make_sinks(profile.track, self.progress)
+        ledger = FileLedger(keep / LEDGER, sinks, self.progress)
+        ledger.start(f"{profile.name}-{step.stage}-{step.key[-8:]}", step.config.to_json())
+        status = "failed"
+        try:
+            yield ledger
+            status = "ok"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            ledger.close(status)
+
+
+def make_sinks(chosen: Sequence[Choice], progress: Progress) -> dict[str, Sink]:
+    """The trackers of a profile; one whose library is missing is left out, and that is said."""
+    sinks: dict[str, Sink] = {}
+    for choice in chosen:
+        name = str(choice.name)
+        spec: SinkSpec = resolve("tracker", name)
+        settings = spec.settings.model_validate_json(canonical_json(dict(choice.options)))
+        try:
+            sinks[name] = load_reference(spec.make)(settings)
+        except ImportError as error:
+            progress(f"tracker {name}: left out, {error}; pip install 'hwopt[{spec.extra}]'")
+    return sinks
 
 
 def call_stage(

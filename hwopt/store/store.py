@@ -6,12 +6,13 @@ import json
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
@@ -20,6 +21,8 @@ from hwopt.core.canonical import JSON, digest_of_file, pretty_json
 from hwopt.errors import ConfigError, LockHeldError
 from hwopt.plugins import did_you_mean
 from hwopt.store.atomic import copy_file, explained, write_text
+
+_ABANDONED_SECONDS: Final = 30 * 86400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,30 @@ class Store:
             raise explained(error, parent) from error
         with tempfile.TemporaryDirectory(dir=parent) as name:
             yield Path(name)
+
+    def partial(self, key: str, *, fresh: bool = False) -> Path:
+        """A folder for what a step resumes from after a kill; ``settle`` removes it.
+
+        Args:
+            fresh: what lies there is not to be used.
+        """
+        parent = self.root / "partial"
+        path = parent / key.partition(":")[2]
+        if fresh:
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            for old in parent.iterdir():  # abandoned: nobody came back for it
+                if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise explained(error, path) from error
+        return path
+
+    def settle(self, key: str) -> None:
+        """The step is finished: there is nothing to resume."""
+        shutil.rmtree(self.root / "partial" / key.partition(":")[2], ignore_errors=True)
 
     def object_path(self, digest: str) -> Path:
         """Where the file with this digest stands."""

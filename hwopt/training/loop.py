@@ -1,42 +1,45 @@
-"""The loop: plain torch, classification, one process.
+"""The loop: plain torch, classification; one process, or several under torchrun.
 
-The order of samples is a pure function of (seed, epoch), so that a run repeats bit for bit on a CPU with
-the same number of threads.
+Whatever is random in a step is a pure function of (seed, step): the order of samples, augmentation, dropout.
+So a training that was killed goes on from its last snapshot to the same weights, bit for bit, on a CPU with the
+same number of threads.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from hwopt.core.canonical import JSON, finite_or_none
-from hwopt.core.dataset import Dataset
+from hwopt.core.canonical import JSON, digest_of, finite_or_none
+from hwopt.core.ledger import Ledger, NoLedger
+from hwopt.core.progress import clock, sparkline
 from hwopt.core.stage import Progress
 from hwopt.errors import ConfigError, StageFailedError
-from hwopt.plugins import load_reference, resolve
-from hwopt.training.optimizers import OptimizerSpec
-from hwopt.training.schedules import warm_up
-from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings
+from hwopt.training import distributed, snapshot
+from hwopt.training.average import Average
+from hwopt.training.batches import Split, batch_count, batches
+from hwopt.training.build import Optimizers, smoke_test
+from hwopt.training.evaluation import evaluate, refresh_batch_norm
+from hwopt.training.optimizers import Stepping
+from hwopt.training.schedules import Position, warm_up
+from hwopt.training.settings import FitSettings
+from hwopt.training.step import Gradients, Hook, Teacher
+from hwopt.training.watch import EVERY, Watch, fit_verdict, int8_readiness
 
-_EVALUATION_BATCH = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """Tensors to train on and to validate on."""
-
-    x: Tensor
-    y: Tensor
-    x_validation: Tensor
-    y_validation: Tensor
+SNAPSHOT_SECONDS: Final = 20.0
+_SPEAK_SECONDS: Final = 10.0
+_GOOD_EVERY: Final = 100  # steps between two states to go back to on divergence
+_DIVERGES: Final = 4.0  # smoothed loss over its least so far; and over where it began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class History:
     best_epoch: int
     steps: int
     cpu_seconds: float  # of all threads of this process
+    events: dict[str, JSON] = field(default_factory=dict)  # alarms, halvings, groups, verdict, readiness
 
     @property
     def cost(self) -> dict[str, JSON]:
@@ -54,91 +58,415 @@ class History:
         return {"cpu_seconds": self.cpu_seconds, "steps": self.steps}
 
 
-def split(dataset: Dataset, share: float, seed: int) -> Split:
-    """Set a share of the training split aside for validation; the test split is not touched."""
-    order = np.random.default_rng([seed, 0]).permutation(len(dataset.x_train))
-    held = round(len(order) * share)
-    train, validation = order[held:], order[:held]
-    if len(train) == 0:
-        raise ConfigError("no training sample is left after setting the validation share aside")
-    return Split(
-        x=torch.from_numpy(dataset.x_train[train]),
-        y=torch.from_numpy(dataset.y_train[train]),
-        x_validation=torch.from_numpy(dataset.x_train[validation]),
-        y_validation=torch.from_numpy(dataset.y_train[validation]),
-    )
+class Training:
+    """One training in progress; ``steps()`` runs it, and may be left at any step.
 
+    Raises:
+        ConfigError: settings that do not fit this network or these samples.
+    """
 
-def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Index tensors of one epoch; a last batch of a single sample is dropped (batch norm needs two)."""
-    order = torch.from_numpy(np.random.default_rng([seed, 1, epoch]).permutation(n))
-    for chunk in torch.split(order, size):
-        if len(chunk) > 1 or n == 1:
-            yield chunk
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Split,
+        settings: FitSettings,
+        *,
+        seed: int,
+        progress: Progress,
+        label: str,
+        teacher: Teacher | None = None,
+        hooks: Sequence[Hook] = (),
+        keep: Path | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.module, self.data, self.settings = module, data, settings
+        self._seed, self._progress, self._label = seed, progress, label
+        self._hooks = list(hooks)
+        self._ledger: Ledger = ledger or NoLedger()
+        self._size = len(data.x) if settings.batch_size == "full" else settings.batch_size
+        _check(module, data, settings, self._size, label)
+        # Channels last is the layout of oneDNN's kernels: up to twice as fast on depthwise networks.
+        self._layout = torch.channels_last if data.x.dim() == 4 else torch.contiguous_format
+        self._device = distributed.device()
+        double = settings.precision == "fp64"
+        self._dtype = torch.float64 if double else torch.float32
+        _move(module, self._device, self._layout, self._dtype)
+        if settings.optimizer.spec.options is None or any(
+            g.optimizer and g.optimizer.spec.options is None for g in settings.groups
+        ):
+            few = torch.arange(min(8, len(data.x)))
+            x = data.x[few].to(self._dtype) if data.x.is_floating_point() else data.x[few]
+            smoke_test(module, settings, x.to(self._device), data.y[few].to(self._device))
+        self.optimizers = Optimizers(module, settings)
+        self._frozen = _frozen_modules(module, self.optimizers.frozen)
+        self._names = [n for n, p in module.named_parameters() if n not in set(self.optimizers.frozen)]
+        by_name = dict(module.named_parameters())
+        self._parameters = [by_name[name] for name in self._names]
+        role = self.optimizers.role
+        self._matrices = [p for n, p in zip(self._names, self._parameters, strict=True) if role[n].matrix]
+        for name in self.optimizers.frozen:
+            by_name[name].requires_grad_(False)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=settings.precision == "fp16")
+        self.per_epoch = max(1, batch_count(len(data.x), self._size))
+        total = self.per_epoch * settings.epochs
+        self.total = min(total, settings.max_steps or total)
+        self._warmup = settings.schedule.warmup_steps(self.total)
+        self._schedule_options = settings.schedule.checked
+        self._average = Average(module, settings.average, self.total) if settings.average else None
+        self._watch = Watch(module, self._names, self._parameters) if settings.watch else None
+        self._gradients = Gradients(
+            forward=distributed.wrapped(module, self._device),
+            data=data,
+            settings=settings,
+            seed=seed,
+            total=self.total,
+            parameters=self._parameters,
+            matrices=self._matrices,
+            layout=self._layout,
+            device=self._device,
+            dtype=self._dtype,
+            scaler=self._scaler,
+            teacher=teacher,
+            hooks=self._hooks,
+            watch=self._watch,
+        )
+        # All of the following is in a snapshot.
+        self.step = 0
+        self.epochs: list[dict[str, JSON]] = []
+        self._rate, self._halvings = 1.0, list[dict[str, JSON]]()
+        self._best: tuple[float, int, dict[str, Tensor] | None] = (math.inf, 0, None)
+        self._sums, self._smooth = [0.0, 0.0, 0.0], [0.0, 0.0, math.inf, 0.0]
+        self._clipped, self._stopped, self._spent = 0, False, 0.0
+        self._told = 0  # alarms that were said
+        self._good: dict[str, Any] | None = None
+        resumes = self.optimizers.resumes and all(hasattr(hook, "load_state_dict") for hook in hooks)
+        self._keep = keep if resumes else None
+        self._fingerprint = self._conditions() if self._keep is not None else ""
+        self._resumed_at: int | None = None
 
+    def _conditions(self) -> str:
+        """Equal where a snapshot may be taken up."""
+        shapes = {name: list(value.shape) for name, value in self.module.state_dict().items()}
+        return digest_of(
+            {
+                "settings": self.settings.to_json(),
+                "seed": self._seed,
+                "shapes": {k: list[JSON](v) for k, v in shapes.items()},
+                "samples": [len(self.data.x), len(self.data.x_validation)],
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "ranks": distributed.world(),
+                "label": self._label,
+            }
+        )
 
-def build_optimizer(
-    settings: OptimizerSettings, groups: Sequence[dict[str, object]]
-) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, over parameter groups."""
-    spec: OptimizerSpec = resolve("optimizer", settings.name)
-    options = {**spec.fixed, **settings.options}
-    if isinstance(options.get("betas"), list):
-        options["betas"] = tuple(options["betas"])
-    optimizer: torch.optim.Optimizer = load_reference(spec.reference)(
-        list(groups), lr=settings.lr or spec.default_lr, **options
-    )
-    return optimizer
+    def steps(self) -> Iterator[int]:
+        """Run; yields the number of finished steps after each, with everything in order to look or to leave."""
+        self._started = self._spoke = self._saved = time.monotonic()
+        self._cpu = time.process_time()
+        self._resume()
+        self._first = self.step
+        if self.step == 0:
+            self._progress(f"{self._label}: {self.optimizers.text()}")
+        while self.step < self.total and not self._stopped:
+            epoch, skip = divmod(self.step, self.per_epoch)
+            for hook in self._hooks:
+                hook.epoch(epoch)
+            self._set_training()
+            order = batches(len(self.data.x), self._size, self._seed, epoch)
+            for index in itertools.islice(order, skip, None):
+                if not self._one(distributed.mine(index), len(index)):
+                    break  # back at an earlier step
+                if self.step % self.per_epoch == 0 or self.step == self.total:
+                    self._end_of_epoch(epoch)
+                self._snapshot()
+                yield self.step
+                if self.step == self.total or self._stopped:
+                    break
 
+    def finish(self) -> History:
+        """Settle on the weights to ship; call it once, after ``steps()``."""
+        self.optimizers.switch(training=False)
+        if self._average is not None:
+            self._average.settle(self.module)
+        if self._best[2] is not None:
+            self.module.load_state_dict(self._best[2])
+        if self._watch is not None:
+            self._watch.close()
+        for _, parameter in self.module.named_parameters():
+            parameter.requires_grad_(True)
+        _move(self.module, torch.device("cpu"), torch.contiguous_format, torch.float32)
+        if self._average is not None and not self._frozen:
+            refresh_batch_norm(self.module, self.data.x)  # the average has statistics of its own
+        self.module.train(False)
+        return History(
+            epochs=self.epochs,
+            best_epoch=self._best[1] + 1,
+            steps=self.step,
+            cpu_seconds=self._spent + time.process_time() - self._cpu,
+            events=self._events(),
+        )
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay on matrices and convolution kernels; none on biases, norms and quantization scales."""
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for name, parameter in module.named_parameters():
-        is_matrix = parameter.dim() > 1 and not name.endswith("log2_scale")
-        (decayed if is_matrix else plain).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    def _events(self) -> dict[str, JSON]:
+        classes = max(2, int(self.data.y.max()) + 1) if len(self.data.y) else 2
+        events: dict[str, JSON] = {
+            "parameter_groups": list[JSON](self.optimizers.table),
+            "frozen": len(self.optimizers.frozen),
+            "halvings": list[JSON](self._halvings),
+            "clipped_share": self._clipped / max(1, self.step),
+            "resumed_at": self._resumed_at,
+            "fit": fit_verdict(self.epochs, classes),
+        }
+        if self._watch is not None:
+            events["alarms"] = [alarm.to_json() for alarm in self._watch.alarms]
+            events["update_ratio"] = {k: finite_or_none(v) for k, v in self._watch.update_ratio.items()}
+            events["dead_units"] = dict[str, JSON](self._watch.dead)
+            events["int8_readiness"] = dict[str, JSON](int8_readiness(list(self.module.named_parameters())))
+        return events
 
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The network with the weights that would ship now, in evaluation mode."""
+        self.optimizers.switch(training=False)
+        with self._average.in_place(self.module) if self._average is not None else nullcontext():
+            self.module.train(False)
+            yield self.module
+        self._set_training()
 
-def logits_of(module: nn.Module, x: Tensor) -> Tensor:
-    """Outputs over many samples, in evaluation mode, batch by batch."""
-    was_training = module.training
-    module.train(False)
-    with torch.no_grad():
-        result = torch.cat([module(chunk) for chunk in torch.split(x, _EVALUATION_BATCH)])
-    module.train(was_training)
-    return result
+    def _set_training(self) -> None:
+        self.module.train()
+        for module in self._frozen:
+            module.train(False)
+        self.optimizers.switch(training=True)
 
+    def _one(self, index: Tensor, whole: int) -> bool:
+        """One step; False where it diverged and an earlier state was taken up."""
+        settings, step, optimizers = self.settings, self.step, self.optimizers
+        if settings.halvings and (self._good is None or step % _GOOD_EVERY == 0) and self._healthy():
+            self._good = copy.deepcopy(self._state())
+        factor = self._factor()
+        optimizers.set_factor(factor * self._rate)
+        if self._watch is not None:
+            self._watch.begin(step)
+        first: list[float] = []
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Teacher:
-    """What to learn from beside the labels."""
+        def closure() -> Tensor:
+            loss = self._gradients.compute(index, whole, step, optimizers, first=not first)
+            first.append(loss)
+            return torch.tensor(loss)
 
-    logits: Tensor  # on ``Split.x``, computed once: shape (samples, classes)
-    settings: Distillation
+        if optimizers.stepping is not Stepping.CLOSURE:
+            closure()
+            if not math.isfinite(first[0]) or not self._gradients.finite:
+                return self._diverged(first[0])
+        if self._watch is not None:
+            self._watch.before_update(step)
+        if optimizers.stepping is Stepping.PLAIN:
+            for optimizer in optimizers.all():
+                self._scaler.step(optimizer)
+            self._scaler.update()
+        else:
+            for optimizer in optimizers.all():
+                if factor:  # the line search of L-BFGS divides by the rate
+                    optimizer.step(closure)  # type: ignore[arg-type]
+                elif not first:
+                    closure()
+            if not math.isfinite(first[0]):
+                return self._diverged(first[0])
+        if settings.max_weight is not None:
+            with torch.no_grad():
+                for matrix in self._matrices:
+                    matrix.clamp_(-settings.max_weight, settings.max_weight)
+        if self._watch is not None:
+            self._watch.after_update(step)
+        if self._average is not None:
+            self._average.update(self.module, step)
+        for hook in self._hooks:
+            hook.stepped()
+        return self._after(first[0], len(index))
 
-    def loss(self, student: Tensor, index: Tensor) -> Tensor:
-        """Cross-entropy against the softened teacher, times T²: Hinton et al., 2015, section 2.1."""
-        t = self.settings.temperature
-        soft = functional.softmax(self.logits[index] / t, dim=1)
-        return functional.cross_entropy(student / t, soft) * t * t
+    def _factor(self) -> float:
+        """Of the schedule at this step: a pure function of where the training stands."""
+        schedule = self.settings.schedule
+        if self.step < self._warmup:
+            return warm_up(self.step, self._warmup)
+        losses = [e["validation_loss"] for e in self.epochs if e.get("validation_loss") is not None]
+        at = Position(
+            step=self.step,
+            steps=self.total,
+            per_epoch=self.per_epoch,
+            warmup=self._warmup,
+            losses=tuple(float(str(v)) for v in losses) if schedule.spec.needs_validation else (),
+        )
+        return schedule.floor + (1 - schedule.floor) * schedule.spec.factor(at, self._schedule_options)
 
+    def _healthy(self) -> bool:
+        mean, weight, least, _ = self._smooth
+        return weight == 0 or mean / weight <= 2 * least
 
-class Hook(Protocol):
-    """What a stage may do while the loop runs."""
+    def _after(self, loss: float, n: int) -> bool:
+        """Book-keeping of a finished step; False where the loss has run away."""
+        self._smooth[0] = 0.9 * self._smooth[0] + 0.1 * loss
+        self._smooth[1] = 0.9 * self._smooth[1] + 0.1
+        smoothed = self._smooth[0] / self._smooth[1]
+        if self.step < 10:
+            self._smooth[3] = max(self._smooth[3], loss)  # where it began
+        if smoothed > _DIVERGES * self._smooth[2] and smoothed > self._smooth[3]:
+            return self._diverged(smoothed)
+        self._smooth[2] = min(self._smooth[2], smoothed)
+        if self._watch is not None:
+            if self.step:
+                self._watch.loss(self.step, loss, None)
+            self._tell_alarms()
+        self._sums = [a + b for a, b in zip(self._sums, (loss * n, self._gradients.right, n), strict=True)]
+        self._clipped += self._gradients.clipped
+        self.step += 1
+        if self.step % 10 == 0:
+            self._ledger.log(self.step, {"loss": loss})
+        if self._watch is not None and self.step % EVERY == 1:
+            self._ledger.log(self.step, {f"update_ratio/{k}": v for k, v in self._watch.update_ratio.items()})
+        now = time.monotonic()
+        if now - self._spoke > _SPEAK_SECONDS:
+            self._spoke = now
+            self._progress(
+                f"{self._label}: step {self.step}/{self.total}, loss {smoothed:.4f}, {self._left(now)} left"
+            )
+        return True
 
-    def epoch(self, epoch: int) -> None:
-        """Before epoch ``epoch``, counted from 0."""
+    def _left(self, now: float) -> str:
+        done = max(1, self.step - self._first)
+        return clock((now - self._started) / done * (self.total - self.step))
 
-    def penalty(self, share: float) -> Tensor | None:
-        """A term of the loss; ``share`` is how much of the training is done."""
+    def _tell_alarms(self) -> None:
+        if self._watch is None:
+            return
+        for alarm in self._watch.alarms[self._told :]:
+            self._progress(f"{self._label}: alarm: {alarm}")
+            self._ledger.note(alarm.step, f"alarm: {alarm}")
+        self._told = len(self._watch.alarms)
 
-    def stepped(self) -> None:
-        """After a step of the optimizer."""
+    def _diverged(self, value: float) -> bool:
+        """Go back to the last good state with half the rate; always False."""
+        self._tell_alarms()
+        step, tried = self.step, len(self._halvings)
+        if tried >= self.settings.halvings or self._good is None:
+            said = f", after {tried} times half the learning rate" if tried else ""
+            raise StageFailedError(
+                f"{self._label}: the loss became {value:.4g} at step {step} (epoch {step // self.per_epoch + 1}){said}",
+                fix="lower train.optimizer.lr, or set clip_norm"
+                + ("".join(f"; {a.knob}" for a in self._watch.alarms[:1]) if self._watch else ""),
+            )
+        # A copy: loading hands tensors over, and this state may be needed once more.
+        state = copy.deepcopy(self._good)
+        state["halvings"] = [
+            *self._halvings, {"at": step, "back_to": state["step"], "loss": finite_or_none(value)},
+        ]  # fmt: skip
+        state["rate"] = self._rate / 2
+        self._load(state)
+        self._ledger.rewind(self.step)
+        text = f"diverged at step {step} (loss {value:.4g}): back to step {self.step} with half the learning rate"
+        self._ledger.note(self.step, text)
+        self._progress(f"{self._label}: {text}")
+        return False
+
+    def _end_of_epoch(self, epoch: int) -> None:
+        loss_sum, right, n = self._sums
+        self._sums = [0.0, 0.0, 0.0]
+        loss, accuracy = distributed.mean(loss_sum / n, 1, distributed.world()), right / n
+        entry: dict[str, JSON] = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "train_loss": finite_or_none(loss),
+            "train_accuracy": finite_or_none(accuracy),
+            "lr": max(g["lr"] for o in self.optimizers.all() for g in o.param_groups),
+        }
+        text = f"{self._label}: epoch {epoch + 1}/{self.settings.epochs}, loss {loss:.4f}"
+        patience = self.settings.early_stopping.patience if self.settings.early_stopping else None
+        if len(self.data.x_validation):
+            with self.evaluating() as module:
+                found, accuracy = evaluate(
+                    module, self.data.x_validation, self.data.y_validation, self._dtype, self._device
+                )
+                entry |= {"validation_loss": finite_or_none(found), "validation_accuracy": accuracy}
+                text += f", validation accuracy {accuracy:.2%}"
+                if found < self._best[0]:
+                    best = copy.deepcopy(module.state_dict()) if patience is not None else None
+                    self._best = (found, epoch, best)
+        self.epochs.append(entry)
+        curve = sparkline([float(str(e["train_loss"])) for e in self.epochs if e["train_loss"] is not None])
+        now = time.monotonic()
+        self._spoke = now
+        self._progress(f"{text}  {curve}  {self._left(now)} left")
+        self._ledger.log(self.step, {k: float(v) for k, v in entry.items() if isinstance(v, float)})
+        if patience is not None and epoch - self._best[1] >= patience and self.step < self.total:
+            self._progress(f"{self._label}: stopped early; best epoch was {self._best[1] + 1}")
+            self._ledger.note(self.step, f"stopped early; best epoch was {self._best[1] + 1}")
+            self._stopped = True
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "epochs": self.epochs,
+            "rate": self._rate,
+            "halvings": self._halvings,
+            "best": self._best,
+            "sums": self._sums,
+            "smooth": self._smooth,
+            "clipped": self._clipped,
+            "stopped": self._stopped,
+            "spent": self._spent + time.process_time() - self._cpu,
+            "module": dict(self.module.state_dict()),
+            "optimizers": self.optimizers.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": self._average.state_dict() if self._average is not None else None,
+            "watch": self._watch.state_dict() if self._watch is not None else None,
+            "hooks": [hook.state_dict() if hasattr(hook, "state_dict") else None for hook in self._hooks],
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if self._watch is not None:
+            alarms = self._watch.alarms
+            self._watch.load_state_dict(state["watch"])
+            self._watch.alarms = alarms or self._watch.alarms  # what was said stays said
+        for hook, one in zip(self._hooks, state["hooks"], strict=True):
+            if one is not None:
+                hook.load_state_dict(one)  # type: ignore[attr-defined]
+        self.step, self.epochs = state["step"], list(state["epochs"])
+        self._rate, self._halvings = state["rate"], list(state["halvings"])
+        self._best, self._sums, self._smooth = (
+            tuple(state["best"]),
+            list(state["sums"]),
+            list(state["smooth"]),
+        )
+        self._clipped, self._stopped = state["clipped"], state["stopped"]
+
+    def _snapshot(self) -> None:
+        now = time.monotonic()
+        due = now - self._saved >= SNAPSHOT_SECONDS and self.step < self.total
+        if self._keep is not None and due and distributed.rank() == 0:
+            snapshot.save(self._keep / "training.safetensors", self._state(), self._fingerprint)
+            self._saved = now
+
+    def _resume(self) -> None:
+        state = None
+        if self._keep is not None and distributed.world() == 1:
+            state = snapshot.load(self._keep / "training.safetensors", self._fingerprint)
+        if state is None:
+            self._ledger.rewind(0)
+            return
+        self._set_training()
+        self._load(state)
+        self._spent = state["spent"]
+        self._told = len(self._watch.alarms) if self._watch is not None else 0
+        self._resumed_at = self.step
+        self._ledger.rewind(self.step)
+        self._progress(f"{self._label}: goes on after step {self.step} of {self.total}")
 
 
 def fit(
@@ -151,120 +479,62 @@ def fit(
     label: str,
     teacher: Teacher | None = None,
     hooks: Sequence[Hook] = (),
+    keep: Path | None = None,
+    ledger: Ledger | None = None,
 ) -> History:
     """Train ``module`` in place; the best weights by validation loss where early stopping is on.
 
+    Args:
+        keep: a folder that outlives a kill; the training goes on from what lies there.
     Raises:
-        StageFailedError: the loss became NaN or infinite.
+        ConfigError: settings that do not fit the network or the samples.
+        StageFailedError: the training diverged, and half the rate did not help.
     """
-    torch.manual_seed(seed)  # dropout
-    started = time.process_time()
-    # Channels last is the layout of oneDNN's kernels: up to twice as fast on depthwise networks.
-    layout = torch.channels_last if data.x.dim() == 4 else torch.contiguous_format
-    _lay_out(module, layout)
-    optimizer = build_optimizer(settings.optimizer, parameter_groups(module, settings.optimizer.weight_decay))
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = resolve("schedule", settings.schedule.name)
-    n = len(data.x)
-    per_epoch = sum(1 for _ in batches(n, settings.batch_size, seed, 0))
-    total, done = per_epoch * settings.epochs, 0
-    epochs: list[dict[str, JSON]] = []
-    best_loss, best_epoch = float("inf"), 0
-    best_state: dict[str, Tensor] | None = None
-    for epoch in range(settings.epochs):
-        for hook in hooks:
-            hook.epoch(epoch)
-        module.train()
-        loss_sum = 0.0
-        for index in batches(n, settings.batch_size, seed, epoch):
-            factor = max(schedule(done / total), settings.schedule.floor)
-            factor *= warm_up(done, round(settings.schedule.warmup * total))
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            logits = module(data.x[index].contiguous(memory_format=layout))
-            loss = functional.cross_entropy(logits, data.y[index], label_smoothing=settings.label_smoothing)
-            if teacher is not None:
-                weight = teacher.settings.weight
-                loss = (1 - weight) * loss + weight * teacher.loss(logits, index)
-            for hook in hooks:
-                term = hook.penalty(done / total)
-                loss = loss if term is None else loss + term
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if settings.clip_norm is not None:
-                nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
-            optimizer.step()
-            for hook in hooks:
-                hook.stepped()
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise StageFailedError(
-                    f"{label}: the loss became {value} at step {done} (epoch {epoch + 1})",
-                    fix="lower train.optimizer.lr, or set clip_norm",
-                )
-            loss_sum += value * len(index)
-            done += 1
-        entry: dict[str, JSON] = {"epoch": epoch + 1, "train_loss": finite_or_none(loss_sum / n)}
-        text = f"{label}: epoch {epoch + 1}/{settings.epochs}, loss {loss_sum / n:.4f}"
-        if len(data.x_validation):
-            validation_loss, accuracy = evaluate(module, data.x_validation, data.y_validation)
-            entry |= {"validation_loss": finite_or_none(validation_loss), "validation_accuracy": accuracy}
-            text += f", validation accuracy {accuracy:.2%}"
-            if validation_loss < best_loss:
-                best_loss, best_epoch = validation_loss, epoch
-                if settings.early_stopping is not None:
-                    best_state = copy.deepcopy(module.state_dict())
-        epochs.append(entry)
-        progress(text)
-        if settings.early_stopping is not None and epoch - best_epoch >= settings.early_stopping.patience:
-            progress(f"{label}: stopped early; best epoch was {best_epoch + 1}")
-            break
-    if best_state is not None:
-        module.load_state_dict(best_state)
-    _lay_out(module, torch.contiguous_format)
-    module.train(False)
-    return History(
-        epochs=epochs,
-        best_epoch=best_epoch + 1,
-        steps=done,
-        cpu_seconds=time.process_time() - started,
-    )
+    training = Training(
+        module, data, settings, seed=seed, progress=progress, label=label, teacher=teacher, hooks=hooks,
+        keep=keep, ledger=ledger,
+    )  # fmt: skip
+    for _ in training.steps():
+        pass
+    return training.finish()
 
 
-def _lay_out(module: Any, layout: torch.memory_format) -> None:
-    """Move the weights to a memory layout; torch's type stubs know the argument for tensors only."""
-    module.to(memory_format=layout)
+def _check(module: nn.Module, data: Split, settings: FitSettings, size: int, label: str) -> None:
+    norms = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms and size // settings.accumulate < 2 and len(data.x) > 1:
+        raise ConfigError(
+            f"{label}: batches of {size // settings.accumulate} sample and batch norm in {norms[0] or 'the network'}, "
+            "which takes its statistics from the batch",
+            fix="raise batch_size or lower accumulate, or use layer norm",
+        )
+    if settings.augment is not None and data.x.dim() != 4:
+        raise ConfigError(
+            f"{label}: augment changes images, and the samples have shape {list(data.x.shape[1:])}",
+            fix="remove augment",
+        )
+    if settings.mixup and not data.x.is_floating_point():
+        raise ConfigError(f"{label}: mixup mixes numbers, and the samples are tokens", fix="remove mixup")
+    for name, value in module.named_parameters():
+        if not torch.isfinite(value).all():
+            raise ConfigError(
+                f"{label}: the weights of {name} hold NaN or infinity", fix="load other weights"
+            )
 
 
-def evaluate(module: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy."""
-    logits = logits_of(module, x)
-    loss = float(functional.cross_entropy(logits, y))
-    return loss, float((logits.argmax(1) == y).float().mean())
+def _frozen_modules(module: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Batch norms whose parameters are all frozen: their statistics stay, too."""
+    frozen = set(names)
+    found: list[nn.Module] = []
+    for prefix, owner in module.named_modules():
+        if isinstance(owner, nn.modules.batchnorm._BatchNorm):
+            own = [
+                f"{prefix}.{leaf}" if prefix else leaf for leaf, _ in owner.named_parameters(recurse=False)
+            ]
+            if own and set(own) <= frozen:
+                found.append(owner)
+    return found
 
 
-def refresh_batch_norm(module: nn.Module, x: Tensor, *, limit: int = 2048) -> None:
-    """Estimate batch-norm statistics anew from ``limit`` random samples, as a plain average.
-
-    Needed after every change of structure: the old statistics belong to channels in other company.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-    was_training = module.training
-    module.train(False)  # dropout stays off; only the norms look at their batch
-    for norm in norms:
-        norm.train()
-    # In random order: a data set sorted by class would give the statistics of its first class.
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(x))[:limit])
-    with torch.no_grad():
-        for chunk in torch.split(x[order], 128):
-            if len(chunk) > 1:
-                module(chunk)
-    module.train(was_training)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+def _move(module: Any, device: torch.device, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    """Weights to a device, a memory layout, a type; torch's stubs know the layout for tensors only."""
+    module.to(device=device, dtype=dtype, memory_format=layout)

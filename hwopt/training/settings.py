@@ -1,83 +1,20 @@
-"""What a profile may say about training; shared by the stages train, finetune and quantize."""
+"""What a profile may say about training; shared by the stages that train."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from hwopt.core.canonical import canonical_json
 from hwopt.core.settings import Settings
-from hwopt.plugins import did_you_mean, resolve, table
-from hwopt.training.optimizers import OptimizerSpec
-
-Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-def known_name(kind: str, name: str) -> str:
-    """``name`` if a registry has it, else an error with the nearest name."""
-    if name not in table(kind):
-        raise PydanticCustomError(
-            "unknown_name",
-            "unknown {kind} '{name}'",
-            {"kind": kind, "name": name, "fix": did_you_mean(name, table(kind))},
-        )
-    return name
-
-
-class OptimizerSettings(Settings):
-    """An optimizer by name; options beyond ``lr`` and ``weight_decay`` are its own."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str = "adamw"
-    lr: Rate | None = None  # None: the default of the optimizer
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-4  # on matrices only, not on norms and biases
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known_name("optimizer", name)
-
-    @model_validator(mode="after")
-    def _takes_options(self) -> Self:
-        spec: OptimizerSpec = resolve("optimizer", self.name)
-        try:
-            spec.options.model_validate_json(canonical_json(self.options))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            option = str(first["loc"][0])
-            known = {*spec.options.model_fields, "lr", "weight_decay"}
-            if first["type"] == "extra_forbidden":
-                text = f"the optimizer {self.name!r} takes no option {option!r}"
-                fix = did_you_mean(option, known)
-            else:
-                text, fix = (
-                    f"{option} is {first['input']!r}: {first['msg']}",
-                    "see torch.optim for its meaning",
-                )
-            raise PydanticCustomError("option", "{text}", {"text": text, "fix": fix}) from None
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The optimizer's own options."""
-        return dict(self.model_extra or {})
-
-
-class ScheduleSettings(Settings):
-    """How the learning rate moves."""
-
-    name: str = "one_cycle"
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of all steps
-    floor: Share = 0.0  # least factor on the base rate
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known_name("schedule", name)
+from hwopt.training.choices import (
+    GroupSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Share,
+    problem,
+)
+from hwopt.training.optimizers import Stepping
 
 
 class EarlyStopping(Settings):
@@ -96,20 +33,124 @@ class Distillation(Settings):
     layers: tuple[str, ...] = ()  # where features are matched; none: the last convolution of every resolution
 
 
+class Augmentation(Settings):
+    """Random changes of training images, another one for each image and epoch."""
+
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0  # degrees to either side
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of height and width, to either side
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0  # factors between 1 - zoom and 1 + zoom
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"  # each with a chance of one half
+    crop: Annotated[int, Field(ge=0, le=1024)] = 0  # pixels: pad by so many on each side, cut a window out
+
+
+class Averaging(Settings):
+    """Ship the average of the weights along the way instead of the last ones."""
+
+    kind: Literal["ema", "swa"] = "ema"
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999  # of ema, a step
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.75  # of swa: share of the steps before it begins
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        other = "start" if self.kind == "ema" else "decay"
+        if other in self.model_fields_set:
+            raise problem("ignored", f"{other} does not serve {self.kind}", f"remove {other}")
+        return self
+
+
 class FitSettings(Settings):
     """One run of the loop."""
 
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 128
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
+    max_steps: Annotated[int, Field(ge=1)] | None = None  # ends sooner; the schedule knows
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["full"] = 128
+    accumulate: Annotated[int, Field(ge=1, le=1024)] = 1  # parts that a batch is computed in
     optimizer: OptimizerSettings = OptimizerSettings()
+    groups: tuple[GroupSettings, ...] = ()
     schedule: ScheduleSettings = ScheduleSettings()
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = (
+        "fp32"  # of the arithmetic; weights are saved as fp32
+    )
+    loss_scaling: bool = True  # of fp16
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0  # of all gradients together
+    clip_value: Annotated[float, Field(gt=0)] | None = None  # of every single one
+    max_weight: Annotated[float, Field(gt=0)] | None = None  # matrices are clipped to ± this after each step
+    l1: Annotated[float, Field(ge=0)] = 0.0  # matrices: l1 · sum |w| beside the loss
+    l2: Annotated[float, Field(ge=0)] = (
+        0.0  # matrices: l2 / 2 · sum w² beside the loss, whatever the optimizer
+    )
     label_smoothing: Share = 0.0
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0  # alpha of its Beta distribution; 0 mixes none
+    augment: Augmentation | None = None
+    average: Averaging | None = None
     validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # taken from the training split
     early_stopping: EarlyStopping | None = None
+    halvings: Annotated[int, Field(ge=0, le=10)] = 2  # of the rate, from the last good state, on divergence
+    watch: bool = True  # gradients, dead units, loss spikes, readiness for int8
 
     @model_validator(mode="after")
-    def _stopping_needs_validation(self) -> Self:
-        if self.early_stopping is not None and self.validation_share == 0:
-            raise ValueError("early_stopping watches the validation loss; set validation_share above 0")
+    def _fits_together(self) -> Self:
+        if self.validation_share == 0:
+            if self.early_stopping is not None:
+                raise problem(
+                    "validation", "early_stopping watches the validation loss", "set validation_share above 0"
+                )
+            if self.schedule.spec.needs_validation:
+                raise problem(
+                    "validation",
+                    f"the schedule {self.schedule.name} watches the validation loss",
+                    "set validation_share above 0",
+                )
+        if self.precision == "fp16" and not self.loss_scaling:
+            raise problem(
+                "fp16",
+                "fp16 without loss_scaling loses small gradients: they become zero",
+                "leave loss_scaling on, or use precision: bf16",
+            )
+        spec = self.optimizer.spec
+        if spec.schedule_free and self.schedule.name != "constant":
+            raise problem(
+                "schedule",
+                f"{self.optimizer.name} brings its own schedule; {self.schedule.name} would work against it",
+                "set schedule: {name: constant}, with a warmup if you like",
+            )
+        if not spec.groups and (self.groups or self.precision == "fp16"):
+            raise problem(
+                "groups",
+                f"{self.optimizer.name} takes neither parameter groups nor fp16",
+                "remove groups and precision, or choose another optimizer",
+            )
+        if spec.stepping is not Stepping.PLAIN and any(g.optimizer for g in self.groups):
+            raise problem(
+                "groups",
+                f"{self.optimizer.name} asks for gradients in its own step, which others cannot share",
+                "choose another optimizer beside the groups' own",
+            )
+        for group in self.groups:
+            inner = group.optimizer.spec if group.optimizer else None
+            if inner and (inner.stepping is not Stepping.PLAIN or not inner.groups):
+                raise problem("groups", f"{group.layers}: {inner.reference} works alone only", "use another")
+        if spec.stepping is Stepping.TWICE and self.precision == "fp16":
+            raise problem("fp16", f"{self.optimizer.name} cannot scale the loss", "use precision: bf16")
+        if self.batch_size != "full" and self.accumulate > self.batch_size:
+            raise problem(
+                "accumulate",
+                f"a batch of {self.batch_size} has no {self.accumulate} parts",
+                "lower accumulate",
+            )
         return self
+
+
+def without_a_teacher(settings: FitSettings, distill: Any) -> None:
+    """A teacher's answers are those to the samples as they are.
+
+    Raises:
+        PydanticCustomError: augmentation or mixup beside distillation.
+    """
+    for name in ("augment", "mixup"):
+        if distill is not None and getattr(settings, name):
+            raise problem(
+                "distill",
+                f"{name} changes the samples, and the teacher has answered the unchanged ones",
+                f"remove {name}, or set distill: null",
+            )

@@ -43,7 +43,9 @@ from hwopt.slimming import Slimmer, pruned_recipe
 from hwopt.stages.auto.rung import Budget, Rung, Version
 from hwopt.stages.auto.spec import AutoConfig
 from hwopt.teachers import Lesson, teacher_of
-from hwopt.training.loop import Split, evaluate, fit, split
+from hwopt.training.batches import Split, split
+from hwopt.training.evaluation import evaluate
+from hwopt.training.loop import fit
 
 _SLACK: Final = 1.5  # of the drop, while a width has had its short training only
 _HOPELESS: Final = 2.0  # of the drop: more than a longer training wins back
@@ -97,14 +99,20 @@ class _Search:
         self.budget.before = time.process_time() - started
         self.reason = "the narrowest width of the ladder was reached"
 
+    @property
+    def batch(self) -> int:
+        """Samples of a training step."""
+        given = self.config.tune.batch_size
+        return len(self.data.x) if given == "full" else given
+
     # --- cost -------------------------------------------------------------------------------------------
 
     def _step_seconds(self) -> float:
         """CPU time of one training step of the float network."""
         trial = copy.deepcopy(self.float)
         few = Split(
-            x=self.data.x[: 8 * self.config.tune.batch_size],
-            y=self.data.y[: 8 * self.config.tune.batch_size],
+            x=self.data.x[: 8 * self.batch],
+            y=self.data.y[: 8 * self.batch],
             x_validation=self.data.x_validation[:0],
             y_validation=self.data.y_validation[:0],
         )
@@ -118,12 +126,12 @@ class _Search:
         if isinstance(facts, Mapping) and isinstance(facts.get("cpu_seconds"), float):
             return float(facts["cpu_seconds"])
         self.ctx.progress(f"auto: what the float training cost is not known; {_ASSUMED} epochs are assumed")
-        return _ASSUMED * self.step_seconds * len(self.data.x) / self.config.tune.batch_size
+        return _ASSUMED * self.step_seconds * len(self.data.x) / self.batch
 
     def _estimate(self, rung: Rung, epochs: int) -> float:
         """CPU time of a training at a width; time falls more slowly than latency."""
         share = rung.in_float**0.7
-        steps = epochs * len(self.data.x) / self.config.tune.batch_size
+        steps = epochs * len(self.data.x) / self.batch
         return float(self.step_seconds * share * steps)
 
     # --- 1: what would be fast --------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from hwopt.core.canonical import JSON
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec, Timing
-from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings, ScheduleSettings
+from hwopt.training.choices import OptimizerSettings, ScheduleSettings
+from hwopt.training.settings import Distillation, FitSettings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 

@@ -29,7 +29,7 @@ from hwopt.quantization.fake_quant import FakeQuant
 from hwopt.quantization.graph import to_graph
 from hwopt.quantization.insert import deployed
 from hwopt.quantization.onnx_export import export_onnx
-from hwopt.training.loop import logits_of
+from hwopt.training.evaluation import logits_of
 
 # Share of samples that the file as written must predict like the network. Rounding a float sum in another
 # order moves an activation over a code's edge now and then, so quantized logits cannot be held bit for bit.

@@ -9,7 +9,7 @@ from hwopt.core.artifact import Artifact
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.stages.finetune.spec import FinetuneConfig
 from hwopt.teachers import Lesson, teacher_of
-from hwopt.training.loop import split
+from hwopt.training.batches import split
 
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: FinetuneConfig) -> StageResult:

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from hwopt.core.artifact import Kind
 from hwopt.core.stage import StageSpec
-from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings
+from hwopt.training.choices import OptimizerSettings
+from hwopt.training.settings import Distillation, FitSettings
 
 
 class FinetuneConfig(FitSettings):

@@ -24,7 +24,8 @@ from hwopt.pruning.widths import Widths, nearest, ranked, uniform
 from hwopt.slimming import Slimmer, own_widths, pruned_recipe
 from hwopt.stages.prune.spec import PruneConfig
 from hwopt.teachers import Lesson, teacher_of
-from hwopt.training.loop import Split, evaluate, refresh_batch_norm, split
+from hwopt.training.batches import Split, split
+from hwopt.training.evaluation import evaluate, refresh_batch_norm
 
 _SCANNED = (0.25, 0.5, 0.75)
 

@@ -14,7 +14,8 @@ from hwopt.core.canonical import JSON
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec, Timing
-from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings
+from hwopt.training.choices import OptimizerSettings
+from hwopt.training.settings import Distillation, FitSettings
 
 Goal = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]

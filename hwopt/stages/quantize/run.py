@@ -23,7 +23,10 @@ from hwopt.quantization.ptq import Quantized, quantize_module
 from hwopt.stages.quantize.onnx_source import quantize_source
 from hwopt.stages.quantize.spec import QuantizeConfig, effective_scheme
 from hwopt.teachers import teacher_of
-from hwopt.training.loop import Hook, Split, Teacher, fit, logits_of, split
+from hwopt.training.batches import Split, split
+from hwopt.training.evaluation import logits_of
+from hwopt.training.loop import fit
+from hwopt.training.step import Hook, Teacher
 
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: QuantizeConfig) -> StageResult:

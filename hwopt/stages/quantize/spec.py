@@ -19,7 +19,8 @@ from hwopt.core.hardware import (
 )
 from hwopt.core.stage import StageSpec, Timing
 from hwopt.quantization.settings import OscillationSettings, PtqSettings
-from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings, ScheduleSettings
+from hwopt.training.choices import OptimizerSettings, ScheduleSettings
+from hwopt.training.settings import Distillation, FitSettings
 
 _TRAINING: Final = frozenset(
     {

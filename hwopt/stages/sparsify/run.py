@@ -12,7 +12,8 @@ from hwopt.core.stage import StageContext, StageResult
 from hwopt.pruning.masks import Gradual, KeepZeros, apply, pattern_masks, weights_of, zero_share
 from hwopt.stages.sparsify.spec import SparsifyConfig
 from hwopt.teachers import Lesson, teacher_of
-from hwopt.training.loop import Hook, split
+from hwopt.training.batches import split
+from hwopt.training.step import Hook
 
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: SparsifyConfig) -> StageResult:

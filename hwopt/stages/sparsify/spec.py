@@ -10,7 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from hwopt.core.artifact import Kind
 from hwopt.core.stage import StageSpec
-from hwopt.training.settings import Distillation, FitSettings, OptimizerSettings
+from hwopt.training.choices import OptimizerSettings
+from hwopt.training.settings import Distillation, FitSettings
 
 
 class SparsifyConfig(FitSettings):

@@ -1,8 +1,8 @@
-"""Train a network from scratch."""
+"""Train a network."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from hwopt.core.artifact import Kind
 from hwopt.core.stage import StageSpec
@@ -12,11 +12,15 @@ from hwopt.training.settings import FitSettings
 class TrainConfig(FitSettings):
     """The profile's ``train`` section."""
 
+    init: Literal["default", "he", "xavier", "orthogonal"] = (
+        "default"  # of matrices; default: the layers' own
+    )
+
 
 SPEC: Final = StageSpec(
     name="train",
-    version=1,
-    summary="train a network from scratch",
+    version=2,
+    summary="train a network",
     config=TrainConfig,
     run="hwopt.stages.train.run:run",
     produces={"checkpoint": Kind.CHECKPOINT, "history": Kind.TABLE},

@@ -1,0 +1,1 @@
+"""The ledger of a run, and trackers that are fed from it."""

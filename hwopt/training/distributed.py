@@ -1,0 +1,96 @@
+"""Several processes under torchrun: each takes its share of every batch, gradients are averaged.
+
+Without torchrun every function here is the plain thing for one process. CPUs talk by gloo, GPUs by NCCL
+(untested: no machine with several GPUs was at hand).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ)
+
+
+def start() -> None:
+    """Join the others; once a process, before the first training."""
+    if launched() and not distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(minutes=30))
+
+
+def stop() -> None:
+    """Leave the others."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def active() -> bool:
+    """Whether several processes train together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def world() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if active() else 1
+
+
+def rank() -> int:
+    """Which of them this is."""
+    return distributed.get_rank() if active() else 0
+
+
+def device() -> torch.device:
+    """Where to train: the GPU of this process, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def wrapped(module: nn.Module, where: torch.device) -> Any:
+    """What to call in place of ``module`` so that gradients are averaged."""
+    if not active():
+        return module
+    return DistributedDataParallel(module, device_ids=[where.index] if where.type == "cuda" else None)
+
+
+def no_sync(module: Any) -> AbstractContextManager[None]:
+    """Keep gradients to oneself: more parts of the batch follow."""
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def mine(index: Tensor) -> Tensor:
+    """This process' share of a batch; never empty, for all must take part in every step."""
+    if not active():
+        return index
+    share = index[rank() :: world()]
+    return share if len(share) else index[:1]
+
+
+def mean(value: float, n: int, whole: int) -> float:
+    """Mean over all processes of a mean over ``n`` of ``whole`` samples."""
+    if not active():
+        return value
+    total = torch.tensor(value * n / whole, dtype=torch.float64, device=device())
+    distributed.all_reduce(total)
+    return float(total)
+
+
+def broadcast(value: bool) -> bool:
+    """What rank 0 says."""
+    if not active():
+        return value
+    flag = torch.tensor(int(value), device=device())
+    distributed.broadcast(flag, 0)
+    return bool(flag)
