@@ -11,7 +11,9 @@ from torch import nn
 
 from hwopt.core.canonical import canonical_json
 from hwopt.core.choices import Choice, ModelSpec
+from hwopt.core.dataset import tokens_of
 from hwopt.errors import ConfigError
+from hwopt.models.sample import example
 from hwopt.plugins import call_factory, load_reference, resolve
 
 
@@ -22,7 +24,7 @@ def build_model(choice: Choice, sample_shape: tuple[int, ...], classes: int, roo
         options = spec.settings.model_validate_json(canonical_json(dict(choice.options)))
         model: Any = load_reference(spec.build)(sample_shape, classes, options)
     else:
-        offered = {"sample_shape": sample_shape, "classes": classes}
+        offered = {"sample_shape": sample_shape, "classes": classes, "tokens": tokens_of(sample_shape)}
         model = call_factory(str(choice.factory), root, offered, choice.options)
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -38,7 +40,7 @@ def _check_output(model: nn.Module, sample_shape: tuple[int, ...], classes: int)
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(2, *sample_shape))
+            logits = model(example(sample_shape))
     except Exception as error:  # whatever the user's forward raises
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from hwopt.errors import ConfigError
+from hwopt.models.layers import activation, norm
 from hwopt.models.zoo import CnnOptions
 
 
@@ -28,9 +29,11 @@ def build(sample_shape: tuple[int, ...], classes: int, options: CnnOptions) -> n
     for index in range(4):
         width = options.width * (index + 1)
         layers += [
-            nn.Conv2d(channels, width, 3, stride=1 if index == 0 else 2, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
+            nn.Conv2d(
+                channels, width, 3, stride=1 if index == 0 else 2, padding=1, bias=options.norm == "none"
+            ),
+            *norm(options.norm, width, images=True),
+            activation(options.activation),
         ]
         channels = width
     return nn.Sequential(

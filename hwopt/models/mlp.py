@@ -6,6 +6,7 @@ from math import prod
 
 from torch import nn
 
+from hwopt.models.layers import activation, norm
 from hwopt.models.zoo import MlpOptions
 
 
@@ -14,7 +15,11 @@ def build(sample_shape: tuple[int, ...], classes: int, options: MlpOptions) -> n
     layers: list[nn.Module] = [nn.Flatten()]
     width = prod(sample_shape)
     for hidden in options.hidden:
-        layers += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        layers += [
+            nn.Linear(width, hidden, bias=options.norm == "none"),
+            *norm(options.norm, hidden, images=False),
+            activation(options.activation),
+        ]
         if options.dropout:
             layers.append(nn.Dropout(options.dropout))
         width = hidden

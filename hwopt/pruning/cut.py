@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from hwopt.errors import ConfigError
 from hwopt.models.build import resize_to
+from hwopt.models.sample import example
 from hwopt.pruning.structure import Structure, structure_of
 
 SINGLE: Final = "it has a single unit"
@@ -47,7 +48,7 @@ def run(module: nn.Module, sample_shape: Sequence[int]) -> Tensor:
     was_training = module.training
     module.train(False)
     with torch.no_grad():
-        result: Tensor = module(torch.zeros(2, *sample_shape))
+        result: Tensor = module(example(sample_shape))
     module.train(was_training)
     return result
 
@@ -69,7 +70,7 @@ def _try(module: nn.Module, sample_shape: Sequence[int]) -> None:
     """Run without data where that is possible: shapes alone are checked, in no time."""
     try:
         with torch.no_grad():
-            copy.deepcopy(module).to("meta").eval()(torch.zeros(2, *sample_shape, device="meta"))
+            copy.deepcopy(module).to("meta").eval()(example(sample_shape, device="meta"))
     except Exception:  # forward() may look at values, which a tensor without data has not
         run(module, sample_shape)
 

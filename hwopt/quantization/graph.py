@@ -13,7 +13,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx, nn
 
+from hwopt.core.dataset import tokens_of
 from hwopt.errors import StageFailedError
+from hwopt.models.recurrent import opened
+from hwopt.models.sample import example, free_axes
 from hwopt.quantization import tidy
 
 _NOISY_LOGGERS: Final = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
@@ -47,11 +50,12 @@ def to_graph(
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    example = torch.zeros(2, *sample_shape)
+    if tokens_of(sample_shape):
+        model = opened(model)
     try:
         with quiet_exporters():
             exported = torch.export.export(
-                model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+                model, (example(sample_shape),), dynamic_shapes=free_axes(sample_shape)
             )
     except Exception as error:  # torch.export raises a dozen types; all mean the same to the user
         raise StageFailedError(

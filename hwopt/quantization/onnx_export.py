@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from hwopt.errors import StageFailedError
+from hwopt.models.recurrent import TRANSLATIONS
+from hwopt.models.sample import example, free_axes
 from hwopt.quantization import onnx_passes as passes
 from hwopt.quantization.graph import quiet_exporters
 
@@ -25,14 +27,14 @@ def export_onnx(
     Raises:
         StageFailedError: the exporter or the ONNX checker refuses the model.
     """
-    example = torch.zeros(2, *sample_shape)
     try:
         with quiet_exporters():
             program = torch.onnx.export(
                 model,
-                (example,),
+                (example(sample_shape),),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamic_shapes=free_axes(sample_shape),
+                custom_translation_table=TRANSLATIONS,
                 input_names=["input"],
                 output_names=["logits"],
                 opset_version=OPSET,

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hwopt.models.sample import trimmed
+
 _BATCH = 512
 
 
@@ -19,7 +21,7 @@ def logits_of(
     parts: list[Tensor] = []
     with torch.no_grad():
         for chunk in torch.split(x, _BATCH):
-            given = chunk.to(dtype) if chunk.is_floating_point() else chunk
+            given = chunk.to(dtype) if chunk.is_floating_point() else trimmed(chunk)
             parts.append(module(given if device is None else given.to(device)).cpu())
     module.train(was_training)
     return torch.cat(parts)

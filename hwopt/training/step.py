@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hwopt.models.sample import trimmed
 from hwopt.training import distributed
 from hwopt.training.batches import Split, augmented, mixed, step_seed
 from hwopt.training.settings import Distillation, FitSettings
@@ -76,7 +77,7 @@ class Gradients:
 
     def samples(self, index: Tensor) -> Tensor:
         """As the network takes them."""
-        x = self.data.x[index]
+        x = trimmed(self.data.x[index])
         if x.is_floating_point():
             x = x.to(self.dtype)
         return x.contiguous(memory_format=self.layout).to(self.device)
