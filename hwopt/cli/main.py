@@ -21,7 +21,7 @@ INTERNAL: Final = 70
 
 _COMMANDS: Final = {
     "pipeline": ("run, plan or validate a pipeline profile", "hwopt.cli.pipeline:pipeline"),
-    "train": ("train the model of a profile", "hwopt.cli.single:train"),
+    "train": ("train the model of a profile, or race trainings", "hwopt.cli.train:train"),
     "prune": ("remove channels of a checkpoint, to a goal", "hwopt.cli.compress:prune"),
     "finetune": ("train a checkpoint further, under a teacher", "hwopt.cli.compress:finetune"),
     "sparsify": ("set weights of a checkpoint to zero", "hwopt.cli.compress:sparsify"),

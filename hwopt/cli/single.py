@@ -1,4 +1,4 @@
-"""``hwopt train | export``: single stages on files."""
+"""``hwopt export``, and what the verbs of single stages share."""
 
 from __future__ import annotations
 
@@ -64,19 +64,6 @@ def finish(output: Path, facts: Mapping[str, Any], as_json: bool) -> None:
         print_json(document)
     else:
         click.echo(f"written: {output} ({output.stat().st_size:,} bytes)")
-
-
-@click.command()
-@_profile
-@common
-def train(profile: Path, output: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool) -> None:
-    """Train the model of PROFILE and write a checkpoint (safetensors)."""
-    loaded = load(profile, overrides)
-    job = Job(profile=loaded, hardware=None, progress=progress(quiet))
-    if loaded.source.stage != "train":
-        raise ConfigError("an ONNX model is not trained", where=loaded.model_where, fix="name a torch model")
-    facts = run_stage("train", loaded.source.config, job, {}, {"checkpoint": output})
-    finish(output, facts, as_json)
 
 
 @click.command()

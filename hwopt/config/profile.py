@@ -21,6 +21,7 @@ from hwopt.core.stage import StageSpec
 from hwopt.errors import ConfigError, HwoptError, Problem
 from hwopt.plugins import did_you_mean, resolve, table
 from hwopt.tracking.sink import SinkSpec
+from hwopt.training.race_settings import RaceSettings
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FACTORY: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -40,6 +41,7 @@ class _Head(Settings):
     targets: object
     requirements: object = ()
     track: object = ()
+    compare: object = None
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
@@ -66,6 +68,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
     targets = reader.targets(value["targets"]) if "targets" in value else ()
     requirements = reader.requirements(value.get("requirements", []), targets)
     track = reader.trackers(value.get("track", []))
+    race = None
+    if value.get("compare") is not None:
+        race = validate(RaceSettings, value["compare"], document, ("compare",), problems)
     if problems or head is None or data is None or model is None or source is None or benchmark is None:
         raise ConfigError.of(problems)
     return PipelineProfile(
@@ -85,6 +90,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         text=text,
         where=lambda section: document.where((section,), key=True),
         track=track,
+        compare=race,
     )
 
 

@@ -14,7 +14,15 @@ from hwopt.core.hardware import HardwareProfile
 from hwopt.core.settings import Settings
 
 Metric = Literal[
-    "accuracy", "accuracy_drop", "agreement", "latency_ms", "speedup", "file_bytes", "integer_share", "fits"
+    "accuracy",
+    "accuracy_drop",
+    "f1",
+    "agreement",
+    "latency_ms",
+    "speedup",
+    "file_bytes",
+    "integer_share",
+    "fits",
 ]
 HOST_CPU = "host-cpu"
 
@@ -93,4 +101,5 @@ class PipelineProfile:
     requirements: tuple[Requirement, ...]
     text: str  # the YAML as read, with --set applied as lines below it
     where: Callable[[str], str]  # section name -> file:line
+    compare: Settings | None = None  # a race between trainings; serves `hwopt train compare` only
     track: tuple[Choice, ...] = ()  # trackers beside the ledger; no part of any step's key

@@ -78,7 +78,7 @@ def judge(requirement: Requirement, result: Result) -> Judged:
 
 
 def _settles(metric: str) -> str:
-    if metric in {"accuracy", "accuracy_drop"}:
+    if metric in {"accuracy", "accuracy_drop", "f1"}:
         return "more test samples"
     return "a larger benchmark.budget_seconds or a quieter machine"
 
@@ -100,7 +100,7 @@ def _fits(name: str, result: Result) -> Judged:
 def interval_of(metric: str, result: Result) -> tuple[float, float] | None:
     """Both ends of what is known of a metric; equal where the number is exact."""
     details = result["details"]
-    if metric in {"accuracy", "accuracy_drop"}:
+    if metric in {"accuracy", "accuracy_drop", "f1"}:
         pair = details.get("evaluation", {}).get(f"{metric}_interval")
     elif metric == "speedup":
         pair = result["speedup"]

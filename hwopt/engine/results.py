@@ -15,6 +15,7 @@ from hwopt.errors import Problem
 CORE: Final = (
     "accuracy",
     "accuracy_drop",
+    "f1",
     "agreement",
     "latency_ms",
     "speedup",

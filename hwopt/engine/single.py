@@ -75,10 +75,17 @@ class Job:
 
 
 def run_stage(
-    stage: str, config: Settings, job: Job, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
+    stage: str,
+    config: Settings,
+    job: Job,
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    keep: Path | None = None,
 ) -> Mapping[str, Any]:
     """Run ``stage`` on files and put its outputs where ``outputs`` says; the facts of the stage.
 
+    Args:
+        keep: a folder that outlives a kill, for stages that resume.
     Raises:
         ConfigError: the device cannot serve the settings, or an output exists as a folder.
     """
@@ -100,6 +107,8 @@ def run_stage(
     wanted = {p: f for p, f in inputs.items() if p in spec.consumes or spec.wants_source(config)}
     artifacts = {port: _artifact(path, spec, port) for port, path in wanted.items()}
     step = Step(key="", stage=stage, label=stage, config=config, hardware=job.hardware, inputs={}, where=None)
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         context = StageContext(
             workdir=Path(folder),
@@ -110,6 +119,7 @@ def run_stage(
             data=job.data,
             progress=job.progress,
             import_root=job.profile.path.resolve().parent,
+            keep=keep,
         )
         try:
             result: StageResult = call_stage(load_reference(spec.run), context, artifacts, step)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hwopt.report.rows import HEADINGS, Record, choices, sentence, table, warnings
 
 
 def terminal(record: Record) -> str:
     """The table that ends a run, with what must not be overlooked below it."""
-    rows = [list(HEADINGS), *table(record)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    lines.insert(1, "  ".join("─" * width for width in widths))
+    lines = columns([list(HEADINGS), *table(record)])
     for warning in warnings(record):
         lines.append(f"note: {warning}")
     for target, reason, fix in absent(record):
         lines.append(f"note: {target} was not run: {reason}" + (f" → {fix}" if fix else ""))
     return "\n".join(lines)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equal length as aligned lines; the first is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    return lines
 
 
 def absent(record: Record) -> list[tuple[str, str, str | None]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hwopt.core.canonical import JSON
 from hwopt.errors import ConfigError, EngineMissingError
@@ -37,10 +37,11 @@ def roles(module: nn.Module) -> dict[str, Role]:
     """Of every parameter, by the type of the module that owns it: not by name."""
     found: dict[str, Role] = {}
     last = ""
+    tables = _tables(module) if isinstance(module, fx.GraphModule) else set()
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for leaf, parameter in owner.named_parameters(recurse=False):
             name = f"{prefix}.{leaf}" if prefix else leaf
-            table = isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+            table = isinstance(owner, nn.Embedding | nn.EmbeddingBag) or name in tables
             grid = leaf.endswith("log2_scale")  # of fake quantization
             matrix = parameter.dim() > 1 and not isinstance(owner, _NORMS) and not table and not grid
             found[name] = Role(matrix=matrix, hidden=matrix)
@@ -49,6 +50,12 @@ def roles(module: nn.Module) -> dict[str, Role]:
     if last:
         found[last] = Role(matrix=True, hidden=False)
     return found
+
+
+def _tables(module: fx.GraphModule) -> set[str]:
+    """Parameters that a traced graph reads rows of."""
+    readers = [n for n in module.graph.nodes if n.op == "call_function" and "embedding" in str(n.target)]
+    return {str(n.args[0].target) for n in readers if isinstance(n.args[0], fx.Node)}
 
 
 def parameter_groups(

@@ -97,7 +97,7 @@ def check(config: AutoConfig, hardware: HardwareProfile | None) -> list[tuple[st
 
 SPEC: Final = StageSpec(
     name="auto",
-    version=2,
+    version=3,
     summary="decide width, layers and precision by measuring on the target",
     config=AutoConfig,
     run="hwopt.stages.auto.run:run",

@@ -15,6 +15,7 @@ from hwopt.core.measurement import Interval, Tier
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
 from hwopt.integer_check import asked_for_integer, float_operators
+from hwopt.numerics.classification import f1_interval, f1_score
 from hwopt.numerics.intervals import paired_drop_interval, wilson_interval
 from hwopt.numerics.scales import sqnr_db
 from hwopt.plugins import load_reference, resolve
@@ -71,12 +72,14 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
             "tier": Tier.MEASURED.value,
             "accuracy": accuracy,
             "accuracy_drop": drop.estimate,
+            "f1": f1_score(predicted, labels),
             "agreement": float((predicted == twin.argmax(1)).mean()),
             "integer_share": share,
             "evaluation": {
                 "samples": n,
                 "accuracy_interval": {"low": low, "high": high},
                 "accuracy_drop_interval": drop.to_json(),
+                "f1_interval": dict(zip(("low", "high"), f1_interval(predicted, labels), strict=True)),
                 "sqnr_db": _decibels(twin, logits),
                 "asked_but_float": [a.to_json() for a in lost],
                 "float_operators": [node.op + " " + node.name for node in weighted if not node.integer],

@@ -21,7 +21,7 @@ class EvaluateConfig(Settings):
 
 SPEC: Final = StageSpec(
     name="evaluate",
-    version=2,
+    version=3,
     summary="accuracy, agreement with the torch network, executed precision",
     config=EvaluateConfig,
     run="hwopt.stages.evaluate.run:run",

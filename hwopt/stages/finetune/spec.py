@@ -22,7 +22,7 @@ class FinetuneConfig(FitSettings):
 
 SPEC: Final = StageSpec(
     name="finetune",
-    version=2,
+    version=3,
     summary="train a network further, from labels and a teacher",
     config=FinetuneConfig,
     run="hwopt.stages.finetune.run:run",

@@ -131,7 +131,7 @@ def check(config: PruneConfig, hardware: HardwareProfile | None) -> list[tuple[s
 
 SPEC: Final = StageSpec(
     name="prune",
-    version=3,
+    version=4,
     summary="remove channels to a goal, widths rounded to what the device likes",
     config=PruneConfig,
     run="hwopt.stages.prune.run:run",

@@ -240,7 +240,7 @@ def facet(hardware: HardwareProfile) -> dict[str, JSON]:
 
 SPEC: Final = StageSpec(
     name="quantize",
-    version=2,
+    version=3,
     summary="quantize under the device's scheme: ptq, qat, dynamic, weight_only",
     config=QuantizeConfig,
     run="hwopt.stages.quantize.run:run",

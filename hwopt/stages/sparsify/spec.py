@@ -63,7 +63,7 @@ class SparsifyConfig(FitSettings):
 
 SPEC: Final = StageSpec(
     name="sparsify",
-    version=1,
+    version=2,
     summary="set weights to zero while training: unstructured or N:M",
     config=SparsifyConfig,
     run="hwopt.stages.sparsify.run:run",
