@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from hwopt.core.canonical import finite_or_none
 from hwopt.core.profile import PipelineProfile
@@ -57,7 +57,7 @@ class _Bench:
         self.profile = profile
         self.root = profile.path.resolve().parent
         self.dataset: Any = loader(profile, self.root)()
-        self.settings: Any = profile.source.config
+        self.settings = cast(Any, profile.source.config)
         self.data: Any = load_reference("hwopt.training.batches:split")(
             self.dataset, self.settings.validation_share, profile.seed
         )

@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         lr: of the matrices; its update has unit spectral norm, times sqrt(max(1, rows / columns)).
-        rest_lr: of AdamW at the same point of the schedule.
+        rest_lr: of AdamW at the same point of the schedule; None: a twentieth of ``lr``.
         dtype: of the iteration; None: the faster one, found by a probe and kept in the state.
     Reference:
         Jordan et al., 2024, algorithm 1; Loshchilov and Hutter, ICLR 2019, algorithm 2 for the rest.
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,
-        rest_lr: float = 1e-3,
+        rest_lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         dtype: str | None = None,
@@ -84,7 +84,9 @@ class Muon(torch.optim.Optimizer):
                 "eps": eps,
                 "matrices": False,
                 "dtype": dtype or faster_dtype(),
-                "rest_scale": rest_lr / lr,  # the schedule moves lr, and the rest follows
+                "rest_scale": 0.05
+                if rest_lr is None
+                else rest_lr / lr,  # the schedule moves lr, and the rest follows
             },
         )
 

@@ -156,7 +156,7 @@ class MuonOptions(Settings):
     momentum: Share | None = None
     nesterov: bool | None = None
     ns_steps: Annotated[int, Field(ge=1, le=20)] | None = None
-    rest_lr: Positive | None = None  # of AdamW
+    rest_lr: Positive | None = None  # of AdamW; None: a twentieth of lr
     betas: tuple[Share, Share] | None = None  # of AdamW
     eps: Positive | None = None  # of AdamW
     dtype: Annotated[str, Field(pattern="^(float32|bfloat16)$")] | None = None  # None: the faster one here

@@ -103,9 +103,11 @@ def race(
 
     rows = []
     for entrant in settings.labels:
-        rates = _rates(base, settings, entrant)
-        tuned = [run(entrant, rate, _TUNING_SEED, "tuning") for rate in rates]
-        best = min(tuned, key=lambda t: (t.steps, -t.best, t.rate))
+        tuned: list[Trial] = []
+        while len(tuned) < settings.trials:
+            rate = _next_rate(_first_rate(base, settings, entrant), settings.factor, tuned)
+            tuned.append(run(entrant, rate, _TUNING_SEED, "tuning"))
+        best = min(tuned, key=_merit)
         raced = [run(entrant, best.rate, seed, "race") for seed in range(settings.seeds)]
         rows.append(_row(entrant, best.rate, tuned, raced))
     _compare(rows, settings)
@@ -151,14 +153,34 @@ def _finished(
     return found
 
 
-def _rates(base: FitSettings, settings: RaceSettings, entrant: str) -> list[float]:
-    """As many for each entrant, a factor apart, around its own default."""
+def _first_rate(base: FitSettings, settings: RaceSettings, entrant: str) -> float:
+    """The entrant's own, else its default."""
     optimizer = base.optimizer
     if settings.over == "optimizer":
         optimizer = OptimizerSettings.model_validate_json(canonical_json(settings.settings_of(entrant)))
-    middle = optimizer.spec.default_lr if optimizer.lr in {None, "auto"} else optimizer.rate
-    exponents = [i - (settings.trials - 1) / 2 for i in range(settings.trials)]
-    return [min(100.0, float(f"{middle * settings.factor**e:.3g}")) for e in exponents]
+    return optimizer.spec.default_lr if optimizer.lr in {None, "auto"} else optimizer.rate
+
+
+def _merit(trial: Trial) -> tuple[float, float, float]:
+    """Fewest steps to the target, else the best accuracy, else the lower rate."""
+    return trial.steps, -trial.best, trial.rate
+
+
+def _next_rate(first: float, factor: float, tried: Sequence[Trial]) -> float:
+    """Pattern search: a neighbour of the best rate so far; between them where both are known.
+
+    So the budget is the same for all, and nobody is held back by where a grid happens to end.
+    """
+    if not tried:
+        return first
+    best = min(tried, key=_merit).rate
+    known = [t.rate for t in tried]
+    for width in (factor, math.sqrt(factor), factor**0.25, factor**0.125):
+        for rate in (best * width, best / width):
+            rounded = min(100.0, float(f"{rate:.3g}"))
+            if all(abs(math.log(rounded / k)) > 0.1 * math.log(factor) for k in known):
+                return rounded
+    return best  # all is known: once more
 
 
 def _entered(base: FitSettings, settings: RaceSettings, entrant: str, rate: float) -> FitSettings:

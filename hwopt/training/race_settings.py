@@ -17,8 +17,8 @@ class RaceSettings(Settings):
     over: Literal["optimizer", "schedule", "init"] = "optimizer"
     # Names, or names with settings: [adamw, {name: momentum, momentum: 0.8}].
     entrants: Annotated[tuple[str | dict[str, Any], ...], Field(min_length=2, max_length=100)]
-    trials: Annotated[int, Field(ge=1, le=25)] = 5  # learning rates tried for each, a factor apart
-    factor: Annotated[float, Field(gt=1, le=10)] = 3.0
+    trials: Annotated[int, Field(ge=1, le=25)] = 5  # learning rates tried for each, by pattern search
+    factor: Annotated[float, Field(gt=1, le=10)] = 3.0  # between neighbours in that search
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
     accuracy: Annotated[float, Field(gt=0, lt=1)]  # the target, on the validation split
     steps: Annotated[int, Field(ge=10, le=1_000_000)] = 500  # a run that is not there by then has missed

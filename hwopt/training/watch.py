@@ -24,7 +24,7 @@ EXPLODES_OVER_WEIGHTS: Final = 100.0  # gradient norm over weight norm, of one t
 EXPLODES_OVER_USUAL: Final = 1000.0  # gradient norm over its median of the last 50 steps
 VANISHES: Final = 1e-6  # root mean square of the first matrix' gradient over that of the strongest
 VANISHES_FOR: Final = 10  # steps in a row
-DEAD_SHARE: Final = 0.5  # of the units of a layer that are zero for every sample and position
+DEAD_SHARE: Final = 0.5  # of the units of a layer that are zero for every sample and position, at two looks
 SPIKE: Final = 10.0  # loss over its recent median
 _ACTIVATIONS: Final = (nn.ReLU, nn.ReLU6)
 
@@ -72,7 +72,8 @@ class Watch:
         self._raised: set[tuple[str, str | None]] = set()
         self._before: list[Tensor] | None = None
         self._looking = False
-        self._dead: dict[str, float] = {}
+        self._silent: dict[str, Tensor] = {}  # by layer: units that were zero at the last look
+        self._dead: dict[str, float] = {}  # share of units that were zero at the last two looks
         self._handles = [
             found.register_forward_hook(self._hook(name))
             for name, found in module.named_modules()
@@ -178,7 +179,8 @@ class Watch:
             for layer, share in self._dead.items():
                 if share > DEAD_SHARE:
                     self._raise(
-                        "dead", step, layer, share, f"{share:.0%} of its units were zero for the whole batch",
+                        "dead", step, layer, share,
+                        f"{share:.0%} of its units were zero for two whole batches, {EVERY} steps apart",
                         "lower the learning rate, or use leaky_relu",
                     )  # fmt: skip
         self._looking = False
@@ -199,6 +201,7 @@ class Watch:
             "weights": self._weights,
             "update_ratio": self.update_ratio,
             "dead": self._dead,
+            "silent": dict(self._silent),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -209,6 +212,7 @@ class Watch:
         self._losses.extend(state["losses"])
         self._weak, self._weights, self._start = state["weak"], state["weights"], state["start"]
         self.update_ratio, self._dead = state["update_ratio"], state["dead"]
+        self._silent = dict(state["silent"])
 
     def _raise(self, kind: str, step: int, layer: str | None, value: float, cause: str, knob: str) -> None:
         """Once for each kind and layer: a flood tells nothing more."""
@@ -223,7 +227,11 @@ class Watch:
                     d for d in range(output.dim()) if d != (output.dim() - 1 if output.dim() == 3 else 1)
                 ]
                 with torch.no_grad():
-                    self._dead[name] = float((output.amax(others) <= 0).float().mean())
+                    now = output.amax(others) <= 0
+                    before = self._silent.get(name)
+                    if before is not None and before.shape == now.shape:
+                        self._dead[name] = float((now & before).float().mean())
+                    self._silent[name] = now
 
         return look
 
