@@ -30,6 +30,7 @@ class Lesson:
     teacher: nn.Module | None = None
     distill: Distillation | None = None
     sparse: bool = False  # zeros stay zero
+    resumes: bool = False  # it trains once, so that what a kill left is of this training
     logits: Teacher | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +65,8 @@ class Lesson:
                 label=label,
                 teacher=self.logits,
                 hooks=extra,
+                keep=self.ctx.keep if self.resumes else None,
+                ledger=self.ctx.ledger,
             )
         finally:
             if matching is not None:

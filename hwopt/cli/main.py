@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "export": ("write a checkpoint as ONNX", "hwopt.cli.single:export"),
     "bench": ("measure ONNX models against each other", "hwopt.cli.bench:bench"),
     "report": ("render a run as HTML, Markdown, JSON or CSV", "hwopt.cli.report:report"),
+    "track": ("hand a run to TensorBoard, MLflow or Weights & Biases", "hwopt.cli.track:track"),
     "runs": ("list and show recorded runs", "hwopt.cli.runs:runs"),
     "hardware": ("list, show and detect devices", "hwopt.cli.hardware:hardware"),
     "doctor": ("what is installed, what is missing, how to get it", "hwopt.cli.doctor:doctor"),

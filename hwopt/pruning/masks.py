@@ -6,6 +6,7 @@ The masks are hooks of the training loop: ``epoch``, ``penalty`` and ``stepped``
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,14 @@ class KeepZeros:
     def stepped(self) -> None:
         """Zeros again."""
         apply(self._module, self._masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks."""
+        return {"masks": dict(self._masks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse."""
+        self._masks = dict(state["masks"])
 
 
 class Gradual:

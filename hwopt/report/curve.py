@@ -35,7 +35,7 @@ def curves(series: Series, x_name: str, y_name: str) -> Markup:
         return HEIGHT - BOTTOM - (y - y0) / (y1 - y0 or 1) * (HEIGHT - TOP - BOTTOM)
 
     parts = [
-        Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{} by {}">').format(
+        Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{} by {}">').format(
             WIDTH, HEIGHT, y_name, x_name
         )
     ]
@@ -70,11 +70,11 @@ def curves(series: Series, x_name: str, y_name: str) -> Markup:
 
 def standalone(svg: Markup, title: str) -> str:
     """A file of its own; dark where the viewer is."""
-    opened = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}"').format(WIDTH, HEIGHT)
+    opened = '<svg xmlns="http://www.w3.org/2000/svg"'
     style = (
         "<style>svg{font:11px sans-serif;color:#1a4a8a;background:#fff}text{fill:#333}.grid{stroke:#ddd}"
         "@media(prefers-color-scheme:dark){svg{color:#8ab8ff;background:#111}text{fill:#ccc}.grid{stroke:#333}}</style>"
     )
-    body = str(svg).replace(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}"', str(opened), 1)
+    body = str(svg).replace("<svg", opened, 1)
     head, _, rest = body.partition(">")
     return f"{head}><title>{escape(title)}</title>{style}{rest}\n"

@@ -6,6 +6,7 @@ from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hwopt.report.learning import learning
 from hwopt.report.plot import points, scatter, sensitivity
 from hwopt.report.rows import HEADINGS, Record, choices, percent, sentence, table, warnings
 from hwopt.report.text import absent
@@ -47,5 +48,6 @@ def page(record: Record) -> str:
         meaning=_MEANING,
         percent=percent,
         sensitivity=sensitivity,
+        training=learning(record),
         tiers=sorted({r["tier"] for r in record["results"] if r["tier"]}),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from hwopt.report.learning import notes
+
 Record = Mapping[str, Any]
 
 HEADINGS: Final = (
@@ -139,7 +141,7 @@ def warnings(record: Record) -> list[str]:
             )
         found += _of_pruning(r, place)
     found += _quantized_slower(record)
-    return found
+    return [*found, *notes(record)]
 
 
 def _of_pruning(r: Mapping[str, Any], place: str) -> list[str]:

@@ -160,6 +160,15 @@ class Store:
         whole = [self._whole(artifact) for artifact in artifacts.values()]
         return result if all(whole) else None
 
+    def ledger(self, key: str) -> Path | None:
+        """What a finished step wrote down while it worked; None where it wrote nothing."""
+        try:
+            entry: Any = json.loads(self._step_path(key).read_text())
+            path = self.object_path(entry["outputs"]["ledger"]["digest"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return path if path.is_file() else None
+
     def _whole(self, artifact: Artifact) -> bool:
         if not artifact.path.is_file():
             return False

@@ -32,30 +32,40 @@ class FileLedger:
     ) -> None:
         self._path = path
         self._file = path.open("a", encoding="utf-8")
+        self._introduction: tuple[str, dict[str, JSON]] | None = None
+        self._introduced = False
         self._feeds = [_Feed(name, sink, warn) for name, sink in (sinks or {}).items()]
 
     def start(self, run: str, config: Mapping[str, JSON]) -> None:
-        """Introduce the run to the sinks."""
-        for feed in self._feeds:
-            feed.put("start", run, flat(config))
+        """Introduce the run to the sinks, once there is something to tell."""
+        self._introduction = (run, flat(config))
+
+    def _introduce(self) -> None:
+        if self._introduction is not None:
+            for feed in self._feeds:
+                feed.put("start", *self._introduction)
+            self._introduction = None
+            self._introduced = True
 
     def log(self, step: int, values: Mapping[str, float], /) -> None:
         """Numbers after ``step`` steps; what is not finite is left out."""
         finite = {name: float(v) for name, v in values.items() if math.isfinite(v)}
         if finite:
             self._write({"step": step, "values": dict[str, JSON](finite)})
+            self._introduce()
             for feed in self._feeds:
                 feed.put("log", step, finite)
 
     def note(self, step: int, text: str, /) -> None:
         """Something happened."""
         self._write({"step": step, "note": text})
+        self._introduce()
         for feed in self._feeds:
             feed.put("note", step, text)
 
     def artifact(self, path: Path, kind: str) -> None:
         """A file was made."""
-        for feed in self._feeds:
+        for feed in self._feeds if self._introduced else ():
             feed.put("artifact", path, kind)
 
     def rewind(self, step: int, /) -> None:
@@ -70,7 +80,7 @@ class FileLedger:
         """Wait for the sinks, a little."""
         self._file.close()
         for feed in self._feeds:
-            feed.close(status)
+            feed.close(status if self._introduced else None)
 
     def _write(self, entry: JSON) -> None:
         self._file.write(json.dumps(entry) + "\n")
@@ -95,8 +105,10 @@ class _Feed:
         except queue.Full:
             self._lost += 1
 
-    def close(self, status: str) -> None:
-        self.put("finish", status)
+    def close(self, status: str | None) -> None:
+        """``status`` None: the run was never introduced."""
+        if status is not None:
+            self.put("finish", status)
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=_PATIENCE)
         self._thread.join(_PATIENCE)

@@ -73,6 +73,13 @@ class AttentionTransfer:
     def stepped(self) -> None:
         """Nothing."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is remembered between steps."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
     def _remember(self, module: nn.Module, inputs: Any) -> None:
         self._input = inputs[0]
 

@@ -8,6 +8,7 @@ same number of threads.
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import math
 import time
@@ -152,7 +153,10 @@ class Training:
                 "settings": self.settings.to_json(),
                 "seed": self._seed,
                 "shapes": {k: list[JSON](v) for k, v in shapes.items()},
-                "samples": [len(self.data.x), len(self.data.x_validation)],
+                "weights": _digest(list(self.module.state_dict().values())),
+                "samples": _digest(
+                    [self.data.x, self.data.y, self.data.x_validation, self.data.y_validation]
+                ),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
                 "ranks": distributed.world(),
@@ -497,6 +501,16 @@ def fit(
     for _ in training.steps():
         pass
     return training.finish()
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    """Of the shapes and of at most a million evenly spread values of each tensor."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().cpu().flatten()
+        few = flat[:: max(1, len(flat) // 1_000_000)].contiguous()
+        digest.update(f"{tensor.shape}{tensor.dtype}".encode() + few.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check(module: nn.Module, data: Split, settings: FitSettings, size: int, label: str) -> None:

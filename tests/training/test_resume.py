@@ -34,8 +34,14 @@ def interrupted(settings: FitSettings, folder: Path, at: int, monkeypatch: pytes
         if step == at:
             break
     said: list[str] = []
-    model = net(seed=9)  # other weights: all that counts comes from the snapshot
-    history = fit(model, DATA, settings, seed=1, progress=said.append, label="t", keep=folder)
+    model = net()
+    second = Training(model, DATA, settings, seed=1, progress=said.append, label="t", keep=folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # all that counts comes from the snapshot
+    for _ in second.steps():
+        pass
+    history = second.finish()
     assert any(f"goes on after step {at}" in line for line in said)
     assert history.events["resumed_at"] == at
     return model
@@ -125,9 +131,15 @@ def test_other_conditions_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if step == 5:
             break
     assert list(tmp_path.iterdir())
-    for seed, given in ((2, settings), (1, settings.model_copy(update={"label_smoothing": 0.1}))):
+    other = split_blobs(66)
+    for seed, given, data, model in (
+        (2, settings, DATA, net()),
+        (1, settings.model_copy(update={"label_smoothing": 0.1}), DATA, net()),
+        (1, settings, other, net()),
+        (1, settings, DATA, net(seed=3)),
+    ):
         said: list[str] = []
-        fit(net(), DATA, given, seed=seed, progress=said.append, label="t", keep=tmp_path)
+        fit(model, data, given, seed=seed, progress=said.append, label="t", keep=tmp_path)
         assert not any("goes on" in line for line in said)
 
 

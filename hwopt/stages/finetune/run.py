@@ -18,7 +18,15 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: FinetuneConfi
     data = split(ctx.data(), config.validation_share, ctx.seed)
     teacher = teacher_of(ctx, inputs, config.distill)
     sparse = network.recipe.sparse
-    lesson = Lesson(data=data, seed=ctx.seed, ctx=ctx, teacher=teacher, distill=config.distill, sparse=sparse)
+    lesson = Lesson(
+        data=data,
+        seed=ctx.seed,
+        ctx=ctx,
+        teacher=teacher,
+        distill=config.distill,
+        sparse=sparse,
+        resumes=True,
+    )
     history = lesson.give(network.module, config, "finetune")
     path = ctx.workdir / "model.safetensors"
     checkpoints.save(path, network.module, network.recipe)

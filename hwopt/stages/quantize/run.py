@@ -122,6 +122,8 @@ def _train(
         label="qat",
         teacher=teacher,
         hooks=hooks,
+        keep=ctx.keep,
+        ledger=ctx.ledger,
     )
     if norms is not None:
         norms.fold()  # where they outlived the training
