@@ -10,10 +10,11 @@ import struct
 import zlib
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from hwopt.core.choices import DataSource
 from hwopt.core.dataset import Dataset
@@ -35,6 +36,9 @@ class IdxOptions(Settings):
     """The folder that holds the four files."""
 
     root: str
+    train_samples: Annotated[int, Field(ge=2)] | None = None  # the first so many, for experiments; None: all
+    test_samples: Annotated[int, Field(ge=2)] | None = None
+    enlarge: Annotated[int, Field(ge=1, le=16)] = 1  # every pixel becomes a square of so many
 
 
 def files(options: IdxOptions) -> list[Path]:
@@ -83,6 +87,12 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 def load(options: IdxOptions) -> Dataset:
     """Images N×1×28×28 in 0…1."""
     arrays = {key: read_idx(path) for key, path in zip(FILES, files(options), strict=True)}
+    for split, count in (("train", options.train_samples), ("test", options.test_samples)):
+        for axis in "xy":
+            arrays[f"{axis}_{split}"] = arrays[f"{axis}_{split}"][:count]
+        if options.enlarge > 1:
+            larger = arrays[f"x_{split}"].repeat(options.enlarge, 1).repeat(options.enlarge, 2)
+            arrays[f"x_{split}"] = larger
     return checked("mnist", arrays)
 
 
