@@ -189,6 +189,14 @@ def provider_version(kind: str, name: str) -> str | None:
     return None
 
 
+def installed_version(distribution: str) -> str:
+    """Name and version, or that it is absent."""
+    try:
+        return f"{distribution} {importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{distribution} absent"
+
+
 @contextmanager
 def user_modules(root: Path | None) -> Iterator[None]:
     """Make the modules of the project folder importable."""

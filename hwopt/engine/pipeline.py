@@ -123,10 +123,20 @@ def loader(profile: PipelineProfile, root: Path) -> Callable[[], Dataset]:
 
 
 def code_digest(profile: PipelineProfile, root: Path) -> str:
-    """Digest of the project's files that make up the user's model, so that an edited one is trained anew."""
-    if profile.model.factory is None:
-        return ""
-    name = profile.model.factory.partition(":")[0]
+    """Digest of the project's files that make up the user's model and optimizers: edited code trains anew."""
+    config: Any = profile.source.config
+    chosen = [getattr(config, "optimizer", None), *(g.optimizer for g in getattr(config, "groups", ()))]
+    classes = [o.name for o in chosen if o is not None and ":" in o.name]
+    parts = [_code_of(name.partition(":")[0], root, profile.source.where, optional=True) for name in classes]
+    if profile.model.factory is not None:
+        parts.append(
+            _code_of(profile.model.factory.partition(":")[0], root, profile.model_where, optional=False)
+        )
+    return "" if not any(parts) else parts[0] if len(parts) == 1 else digest_of(list[JSON](parts))
+
+
+def _code_of(name: str, root: Path, where: str, *, optional: bool) -> str:
+    """Digest of a module's files in the project folder, else of the installed module."""
     files = source_files(name, root)
     if files:
         digest = hashlib.sha256()
@@ -139,9 +149,11 @@ def code_digest(profile: PipelineProfile, root: Path) -> str:
         except (ImportError, ValueError):
             spec = None
     if spec is None or spec.origin is None or not spec.has_location:
+        if optional and spec is not None:
+            return ""  # built in
         raise ConfigError(
             f"cannot import {name!r}",
-            where=profile.model_where,
+            where=where,
             fix=f"the module is looked for in {root} and among the installed packages",
         )
     return digest_of_file(Path(spec.origin))
@@ -306,7 +318,8 @@ def call_stage(
     """Run a stage with the thread count of the profile; the unforeseen is a failed step."""
     load_reference("torch:set_num_threads")(context.threads)
     try:
-        return function(context, inputs, step.config)
+        with user_modules(context.import_root):
+            return function(context, inputs, step.config)
     except (HwoptError, KeyboardInterrupt, MemoryError):
         raise
     except OSError as error:

@@ -21,7 +21,7 @@ from hwopt.core.profile import Candidate, Link, PipelineProfile, Target
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec, timing_of
 from hwopt.errors import ConfigError, Problem
-from hwopt.plugins import did_you_mean, provider_version, resolve, table
+from hwopt.plugins import did_you_mean, installed_version, provider_version, resolve, table
 
 IMPLICIT_BASELINE: Final = "fp32"
 
@@ -149,7 +149,10 @@ class _Builder:
                 chosen = getattr(getattr(part, kind, None), "name", None)
                 if chosen is not None:
                     names.append((kind, chosen))
-        versions = [provider_version(kind, name) for kind, name in names]
+        versions = [provider_version(kind, name) for kind, name in names if ":" not in name]
+        optimizers = [n for kind, n in names if kind == "optimizer"]
+        if any(":" in n or resolve("optimizer", n).extra for n in optimizers):
+            versions.append(installed_version("pytorch-optimizer"))
         return [version for version in versions if version is not None]
 
     def available(self, target: Target) -> _Available:

@@ -402,6 +402,11 @@ class Training:
         self._spoke = now
         self._progress(f"{text}  {curve}  {self._left(now)} left")
         self._ledger.log(self.step, {k: float(v) for k, v in entry.items() if isinstance(v, float)})
+        if self._watch is not None:
+            ready = int8_readiness(list(zip(self._names, self._parameters, strict=True)))
+            self._ledger.log(
+                self.step, {f"int8_sqnr_db/{k}": float(str(v["sqnr_db"])) for k, v in ready.items()}
+            )
         if patience is not None and epoch - self._best[1] >= patience and self.step < self.total:
             self._progress(f"{self._label}: stopped early; best epoch was {self._best[1] + 1}")
             self._ledger.note(self.step, f"stopped early; best epoch was {self._best[1] + 1}")

@@ -23,6 +23,6 @@ SPEC: Final = StageSpec(
     summary="train a network",
     config=TrainConfig,
     run="hwopt.stages.train.run:run",
-    produces={"checkpoint": Kind.CHECKPOINT, "history": Kind.TABLE},
+    produces={"checkpoint": Kind.CHECKPOINT, "history": Kind.TABLE, "vocabulary": Kind.TABLE},
     libraries=("torch",),
 )
