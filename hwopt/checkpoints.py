@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from hwopt.core.artifact import Kind
 from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.choices import Choice
-from hwopt.core.dataset import SampleShape
+from hwopt.core.dataset import SampleShape, tokens_of
 from hwopt.core.hardware import LayerRule, QuantizationScheme
 from hwopt.errors import ConfigError, UnsafeInputError
 from hwopt.models.build import build_model, resize_to, set_counters
@@ -35,7 +35,7 @@ class Recipe:
     """All that is needed to rebuild a network's structure."""
 
     model: Choice
-    sample_shape: SampleShape
+    sample_shape: tuple[int, ...]  # a SampleShape where the samples are tokens
     classes: int
     shapes: Mapping[str, tuple[int, ...]] | None = None  # of the float module, where it was pruned
     scheme: QuantizationScheme | None = None  # of a fake-quantized network
@@ -51,7 +51,7 @@ class Recipe:
             "format": FORMAT,
             "model": self.model.to_json(),
             "sample_shape": list(self.sample_shape),
-            "tokens": self.sample_shape.tokens,
+            "tokens": tokens_of(self.sample_shape),
             "classes": self.classes,
             "shapes": None if self.shapes is None else {k: list(v) for k, v in self.shapes.items()},
             "scheme": None if self.scheme is None else self.scheme.to_json(),

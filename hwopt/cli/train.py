@@ -12,6 +12,7 @@ from hwopt.cli.single import common, finish
 from hwopt.config.profile import load
 from hwopt.engine import training as engine
 from hwopt.errors import ConfigError
+from hwopt.plugins import did_you_mean
 from hwopt.report.curve import curves, standalone
 from hwopt.report.text import columns
 
@@ -28,12 +29,16 @@ class _RunByDefault(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The first word, if it is no command, is a profile."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
+            if "." not in args[0] and not Path(args[0]).exists():
+                raise click.UsageError(
+                    f"no such command or profile {args[0]!r}: {did_you_mean(args[0], self.commands)}"
+                )
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Options before the profile belong to run."""
-        if args and args[0] not in self.commands and args[0] not in {"-h", "--help"}:
+        if args and args[0].startswith("-") and args[0] not in {"-h", "--help"}:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -53,7 +58,7 @@ def run(profile: Path, output: Path, overrides: tuple[str, ...], as_json: bool, 
     """Train the model of PROFILE and write a checkpoint (safetensors).
 
     A training that was killed goes on from its last snapshot, which lies beside the output. Under torchrun all
-    processes train together.
+    processes train together; such a training starts again.
     """
     facts = engine.train(load(profile, overrides), output, progress(quiet))
     if facts is not None:

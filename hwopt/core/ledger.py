@@ -15,8 +15,8 @@ class Ledger(Protocol):
     def note(self, step: int, text: str, /) -> None:
         """Something happened."""
 
-    def rewind(self, step: int, /) -> None:
-        """Forget what was written after ``step``: the training goes on from there."""
+    def rewind(self, step: int, /, *, notes: bool = False) -> None:
+        """Forget numbers after ``step``, and with ``notes`` False events too: the training goes on from there."""
 
 
 class NoLedger:
@@ -28,5 +28,5 @@ class NoLedger:
     def note(self, step: int, text: str, /) -> None:
         """Nothing."""
 
-    def rewind(self, step: int, /) -> None:
+    def rewind(self, step: int, /, *, notes: bool = False) -> None:
         """Nothing."""

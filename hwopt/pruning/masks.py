@@ -149,6 +149,14 @@ class Gradual:
         self._steps += 1
         apply(self._module, self._masks)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Masks and how far it is."""
+        return {"masks": dict(self._masks), "steps": self._steps, "done": self._done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse."""
+        self._masks, self._steps, self._done = dict(state["masks"]), state["steps"], state["done"]
+
     def settle(self) -> None:
         """The whole share, whatever the schedule came to."""
         self._masks = magnitude_masks(self._module, self._share, network=self._network)

@@ -68,12 +68,14 @@ class FileLedger:
         for feed in self._feeds if self._introduced else ():
             feed.put("artifact", path, kind)
 
-    def rewind(self, step: int, /) -> None:
-        """Forget what was written after ``step``; sinks keep it, and are told the new numbers under old steps."""
+    def rewind(self, step: int, /, *, notes: bool = False) -> None:
+        """Forget what was written after ``step``. Sinks keep it and get new numbers under old steps, which MLflow and
+        TensorBoard show and Weights & Biases leaves out."""
         self._file.close()
-        kept = [line for line in read(self._path) if int(line["step"]) <= step and step > 0]
-        with self._path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+        kept = [line for line in read(self._path) if 0 < line["step"] <= step or (notes and "note" in line)]
+        temporary = self._path.with_suffix(".writing")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self, status: str) -> None:

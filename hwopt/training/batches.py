@@ -40,18 +40,18 @@ def split(dataset: Dataset, share: float, seed: int) -> Split:
     )
 
 
-def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Index tensors of one epoch; a last batch of a single sample is dropped (batch norm needs two)."""
+def batches(n: int, size: int, seed: int, epoch: int, least: int = 2) -> Iterator[Tensor]:
+    """Index tensors of one epoch; a last batch of fewer than ``least`` samples is dropped (batch norm needs two)."""
     order = torch.from_numpy(np.random.default_rng([seed, 1, epoch]).permutation(n))
     for chunk in torch.split(order, size):
-        if len(chunk) > 1 or n == 1 or size == 1:
+        if len(chunk) >= min(least, n, size):
             yield chunk
 
 
-def batch_count(n: int, size: int) -> int:
+def batch_count(n: int, size: int, least: int = 2) -> int:
     """How many ``batches`` gives."""
     full, rest = divmod(n, size)
-    return full + (rest > 1 or (rest == 1 and full == 0))
+    return full + (rest >= min(least, n, size) and rest > 0)
 
 
 def step_seed(seed: int, step: int, purpose: int) -> int:

@@ -167,6 +167,7 @@ class Optimizers:
     def __init__(self, module: nn.Module, settings: FitSettings) -> None:
         self.role = roles(module)
         self.frozen: list[str] = []
+        self._frozen_patterns = [g.layers for g in settings.groups if g.frozen]
         self.members: list[_Member] = []
         self.table: list[dict[str, JSON]] = []
         chosen = _assign(module, settings.groups)
@@ -202,7 +203,7 @@ class Optimizers:
                         "tensors": len(one["params"]),
                         "values": sum(p.numel() for p in one["params"]),
                         "weight_decay": one["weight_decay"],
-                        "lr": settings.rate * scale,
+                        "lr": settings.rate * scale * (1.0 if one.get("matrices", True) else 0.05),
                     }
                 )
                 if scale != 1.0:
@@ -221,6 +222,21 @@ class Optimizers:
     def create_graph(self) -> bool:
         """Whether backward must keep the graph."""
         return any(member.spec.create_graph for member in self.members)
+
+    def still_norms(self, module: nn.Module) -> list[nn.Module]:
+        """Batch norms that are frozen: their statistics stay, too."""
+        found: list[nn.Module] = []
+        for prefix, owner in module.named_modules():
+            if not isinstance(owner, nn.modules.batchnorm._BatchNorm):
+                continue
+            own = {
+                f"{prefix}.{leaf}" if prefix else leaf: p for leaf, p in owner.named_parameters(recurse=False)
+            }
+            by_name = any(re.match(pattern, f"{prefix}.") for pattern in self._frozen_patterns)
+            held = all(name in self.frozen or not p.requires_grad for name, p in own.items())
+            if (own and held) or (not own and by_name):
+                found.append(owner)
+        return found
 
     @property
     def resumes(self) -> bool:

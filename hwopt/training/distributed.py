@@ -70,12 +70,14 @@ def no_sync(module: Any) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def least() -> int:
+    """Samples that a batch must have, so that each process gets two."""
+    return 2 * world()
+
+
 def mine(index: Tensor) -> Tensor:
-    """This process' share of a batch; never empty, for all must take part in every step."""
-    if not active():
-        return index
-    share = index[rank() :: world()]
-    return share if len(share) else index[:1]
+    """This process' share of a batch of at least ``least()`` samples."""
+    return index[rank() :: world()]
 
 
 def mean(value: float, n: int, whole: int) -> float:
@@ -87,10 +89,26 @@ def mean(value: float, n: int, whole: int) -> float:
     return float(total)
 
 
-def broadcast(value: bool) -> bool:
-    """What rank 0 says."""
+def total(value: float) -> float:
+    """Sum over all processes."""
     if not active():
         return value
-    flag = torch.tensor(int(value), device=device())
-    distributed.broadcast(flag, 0)
-    return bool(flag)
+    found = torch.tensor(value, dtype=torch.float64, device=device())
+    distributed.all_reduce(found)
+    return float(found)
+
+
+def agreed(value: float) -> float:
+    """What the first process says: all must decide alike."""
+    if not active():
+        return value
+    found = torch.tensor(value, dtype=torch.float64, device=device())
+    distributed.broadcast(found, 0)
+    return float(found)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Batch-norm statistics of the first process for all; weights are equal anyway."""
+    if active():
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -40,12 +42,16 @@ def evaluate(
     return loss, float((logits.argmax(1) == y).float().mean())
 
 
-def refresh_batch_norm(module: nn.Module, x: Tensor, *, limit: int = 2048) -> None:
+def refresh_batch_norm(
+    module: nn.Module, x: Tensor, *, limit: int = 2048, but: Sequence[nn.Module] = ()
+) -> None:
     """Estimate batch-norm statistics anew from ``limit`` random samples, as a plain average.
 
-    Needed after every change of structure: the old statistics belong to channels in other company.
+    Needed after every change of structure: the old statistics belong to channels in other company. Those in ``but``
+    keep theirs.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = set(but)
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in kept]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

@@ -8,7 +8,6 @@ same number of threads.
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import math
 import time
@@ -21,15 +20,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from hwopt.core.canonical import JSON, digest_of, finite_or_none
+from hwopt.core.canonical import JSON, finite_or_none
 from hwopt.core.ledger import Ledger, NoLedger
 from hwopt.core.progress import clock, sparkline
 from hwopt.core.stage import Progress
-from hwopt.errors import ConfigError, StageFailedError
+from hwopt.errors import StageFailedError
 from hwopt.training import distributed, snapshot
 from hwopt.training.average import Average
 from hwopt.training.batches import Split, batch_count, batches
 from hwopt.training.build import Optimizers, smoke_test
+from hwopt.training.conditions import check, fingerprint
 from hwopt.training.evaluation import evaluate, refresh_batch_norm
 from hwopt.training.optimizers import Stepping
 from hwopt.training.schedules import Position, warm_up
@@ -85,9 +85,11 @@ class Training:
         self._hooks = list(hooks)
         self._ledger: Ledger = ledger or NoLedger()
         self._size = len(data.x) if settings.batch_size == "full" else settings.batch_size
-        _check(module, data, settings, self._size, label)
-        # Channels last is the layout of oneDNN's kernels: up to twice as fast on depthwise networks.
-        self._layout = torch.channels_last if data.x.dim() == 4 else torch.contiguous_format
+        check(module, data, settings, self._size, label)
+        # Channels last is the layout of oneDNN's kernels: up to twice as fast on depthwise networks. L-BFGS wants
+        # its parameters in one row.
+        flat = settings.optimizer.spec.stepping is Stepping.CLOSURE or data.x.dim() != 4
+        self._layout = torch.contiguous_format if flat else torch.channels_last
         self._device = distributed.device()
         double = settings.precision == "fp64"
         self._dtype = torch.float64 if double else torch.float32
@@ -99,16 +101,18 @@ class Training:
             x = data.x[few].to(self._dtype) if data.x.is_floating_point() else data.x[few]
             smoke_test(module, settings, x.to(self._device), data.y[few].to(self._device))
         self.optimizers = Optimizers(module, settings)
-        self._frozen = _frozen_modules(module, self.optimizers.frozen)
-        self._names = [n for n, p in module.named_parameters() if n not in set(self.optimizers.frozen)]
+        self._still = self.optimizers.still_norms(module)  # their statistics stay
         by_name = dict(module.named_parameters())
+        self._trainable = {name: p.requires_grad for name, p in by_name.items()}
+        held = set(self.optimizers.frozen)
+        self._names = [n for n, trains in self._trainable.items() if trains and n not in held]
         self._parameters = [by_name[name] for name in self._names]
         role = self.optimizers.role
         self._matrices = [p for n, p in zip(self._names, self._parameters, strict=True) if role[n].matrix]
         for name in self.optimizers.frozen:
             by_name[name].requires_grad_(False)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=settings.precision == "fp16")
-        self.per_epoch = max(1, batch_count(len(data.x), self._size))
+        self.per_epoch = max(1, batch_count(len(data.x), self._size, distributed.least()))
         total = self.per_epoch * settings.epochs
         self.total = min(total, settings.max_steps or total)
         self._warmup = settings.schedule.warmup_steps(self.total)
@@ -140,29 +144,11 @@ class Training:
         self._clipped, self._stopped, self._spent = 0, False, 0.0
         self._told = 0  # alarms that were said
         self._good: dict[str, Any] | None = None
-        resumes = self.optimizers.resumes and all(hasattr(hook, "load_state_dict") for hook in hooks)
-        self._keep = keep if resumes else None
-        self._fingerprint = self._conditions() if self._keep is not None else ""
+        # Only what can be brought back is kept, on disk and in memory.
+        self._returns = self.optimizers.resumes and all(hasattr(hook, "load_state_dict") for hook in hooks)
+        self._keep = keep if self._returns and distributed.world() == 1 else None
+        self._fingerprint = fingerprint(module, data, settings, seed, label) if self._keep is not None else ""
         self._resumed_at: int | None = None
-
-    def _conditions(self) -> str:
-        """Equal where a snapshot may be taken up."""
-        shapes = {name: list(value.shape) for name, value in self.module.state_dict().items()}
-        return digest_of(
-            {
-                "settings": self.settings.to_json(),
-                "seed": self._seed,
-                "shapes": {k: list[JSON](v) for k, v in shapes.items()},
-                "weights": _digest(list(self.module.state_dict().values())),
-                "samples": _digest(
-                    [self.data.x, self.data.y, self.data.x_validation, self.data.y_validation]
-                ),
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
-                "ranks": distributed.world(),
-                "label": self._label,
-            }
-        )
 
     def steps(self) -> Iterator[int]:
         """Run; yields the number of finished steps after each, with everything in order to look or to leave."""
@@ -177,7 +163,7 @@ class Training:
             for hook in self._hooks:
                 hook.epoch(epoch)
             self._set_training()
-            order = batches(len(self.data.x), self._size, self._seed, epoch)
+            order = batches(len(self.data.x), self._size, self._seed, epoch, distributed.least())
             for index in itertools.islice(order, skip, None):
                 if not self._one(distributed.mine(index), len(index)):
                     break  # back at an earlier step
@@ -197,15 +183,16 @@ class Training:
             self.module.load_state_dict(self._best[2])
         if self._watch is not None:
             self._watch.close()
-        for _, parameter in self.module.named_parameters():
-            parameter.requires_grad_(True)
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(self._trainable[name])
         _move(self.module, torch.device("cpu"), torch.contiguous_format, torch.float32)
-        if self._average is not None and not self._frozen:
-            refresh_batch_norm(self.module, self.data.x)  # the average has statistics of its own
+        if self._average is not None and self._average.count:
+            # The average has statistics of its own.
+            refresh_batch_norm(self.module, self.data.x, but=self._still)
         self.module.train(False)
         return History(
             epochs=self.epochs,
-            best_epoch=self._best[1] + 1,
+            best_epoch=self._best[1] + 1 if math.isfinite(self._best[0]) else len(self.epochs),
             steps=self.step,
             cpu_seconds=self._spent + time.process_time() - self._cpu,
             events=self._events(),
@@ -232,21 +219,28 @@ class Training:
     def evaluating(self) -> Iterator[nn.Module]:
         """The network with the weights that would ship now, in evaluation mode."""
         self.optimizers.switch(training=False)
+        distributed.share_buffers(self.module)
         with self._average.in_place(self.module) if self._average is not None else nullcontext():
             self.module.train(False)
             yield self.module
         self._set_training()
 
+    def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy of the weights that would ship now."""
+        with self.evaluating() as module:
+            return evaluate(module, x, y, self._dtype, self._device)
+
     def _set_training(self) -> None:
         self.module.train()
-        for module in self._frozen:
+        for module in self._still:
             module.train(False)
         self.optimizers.switch(training=True)
 
     def _one(self, index: Tensor, whole: int) -> bool:
         """One step; False where it diverged and an earlier state was taken up."""
         settings, step, optimizers = self.settings, self.step, self.optimizers
-        if settings.halvings and (self._good is None or step % _GOOD_EVERY == 0) and self._healthy():
+        due = self._good is None or (step % _GOOD_EVERY == 0 and step > self._good["step"])
+        if settings.halvings and self._returns and due and self._healthy():
             self._good = copy.deepcopy(self._state())
         factor = self._factor()
         optimizers.set_factor(factor * self._rate)
@@ -354,9 +348,11 @@ class Training:
         self._tell_alarms()
         step, tried = self.step, len(self._halvings)
         if tried >= self.settings.halvings or self._good is None:
+            steep = math.isfinite(value) and not self._gradients.finite
+            what = "the gradients became infinite" if steep else f"the loss became {value:.4g}"
             said = f", after {tried} times half the learning rate" if tried else ""
             raise StageFailedError(
-                f"{self._label}: the loss became {value:.4g} at step {step} (epoch {step // self.per_epoch + 1}){said}",
+                f"{self._label}: {what} at step {step} (epoch {step // self.per_epoch + 1}){said}",
                 fix="lower train.optimizer.lr, or set clip_norm"
                 + ("".join(f"; {a.knob}" for a in self._watch.alarms[:1]) if self._watch else ""),
             )
@@ -367,7 +363,7 @@ class Training:
         ]  # fmt: skip
         state["rate"] = self._rate / 2
         self._load(state)
-        self._ledger.rewind(self.step)
+        self._ledger.rewind(self.step, notes=True)
         text = f"diverged at step {step} (loss {value:.4g}): back to step {self.step} with half the learning rate"
         self._ledger.note(self.step, text)
         self._progress(f"{self._label}: {text}")
@@ -376,7 +372,8 @@ class Training:
     def _end_of_epoch(self, epoch: int) -> None:
         loss_sum, right, n = self._sums
         self._sums = [0.0, 0.0, 0.0]
-        loss, accuracy = distributed.mean(loss_sum / n, 1, distributed.world()), right / n
+        right, n, loss_sum = (distributed.total(v) for v in (right, n, loss_sum))
+        loss, accuracy = loss_sum / n, right / n
         entry: dict[str, JSON] = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -391,6 +388,7 @@ class Training:
                 found, accuracy = evaluate(
                     module, self.data.x_validation, self.data.y_validation, self._dtype, self._device
                 )
+                found = distributed.agreed(found)
                 entry |= {"validation_loss": finite_or_none(found), "validation_accuracy": accuracy}
                 text += f", validation accuracy {accuracy:.2%}"
                 if found < self._best[0]:
@@ -433,6 +431,7 @@ class Training:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
+        """Everything but ``spent`` and ``good``."""
         self.module.load_state_dict(state["module"])
         self.optimizers.load_state_dict(state["optimizers"])
         if state["scaler"]:
@@ -440,9 +439,9 @@ class Training:
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         if self._watch is not None:
-            alarms = self._watch.alarms
+            said = self._watch.alarms
             self._watch.load_state_dict(state["watch"])
-            self._watch.alarms = alarms or self._watch.alarms  # what was said stays said
+            self._watch.keep(said)  # what was said stays said
         for hook, one in zip(self._hooks, state["hooks"], strict=True):
             if one is not None:
                 hook.load_state_dict(one)  # type: ignore[attr-defined]
@@ -458,20 +457,21 @@ class Training:
     def _snapshot(self) -> None:
         now = time.monotonic()
         due = now - self._saved >= SNAPSHOT_SECONDS and self.step < self.total
-        if self._keep is not None and due and distributed.rank() == 0:
-            snapshot.save(self._keep / "training.safetensors", self._state(), self._fingerprint)
+        if self._keep is not None and due:
+            state = {**self._state(), "good": self._good}
+            snapshot.save(self._keep / "training.safetensors", state, self._fingerprint)
             self._saved = now
 
     def _resume(self) -> None:
         state = None
-        if self._keep is not None and distributed.world() == 1:
+        if self._keep is not None:
             state = snapshot.load(self._keep / "training.safetensors", self._fingerprint)
         if state is None:
             self._ledger.rewind(0)
             return
         self._set_training()
         self._load(state)
-        self._spent = state["spent"]
+        self._spent, self._good = state["spent"], state["good"]
         self._told = len(self._watch.alarms) if self._watch is not None else 0
         self._resumed_at = self.step
         self._ledger.rewind(self.step)
@@ -506,52 +506,6 @@ def fit(
     for _ in training.steps():
         pass
     return training.finish()
-
-
-def _digest(tensors: Sequence[Tensor]) -> str:
-    """Of the shapes and of at most a million evenly spread values of each tensor."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        flat = tensor.detach().cpu().flatten()
-        few = flat[:: max(1, len(flat) // 1_000_000)].contiguous()
-        digest.update(f"{tensor.shape}{tensor.dtype}".encode() + few.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check(module: nn.Module, data: Split, settings: FitSettings, size: int, label: str) -> None:
-    norms = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if norms and size // settings.accumulate < 2 and len(data.x) > 1:
-        raise ConfigError(
-            f"{label}: batches of {size // settings.accumulate} sample and batch norm in {norms[0] or 'the network'}, "
-            "which takes its statistics from the batch",
-            fix="raise batch_size or lower accumulate, or use layer norm",
-        )
-    if settings.augment is not None and data.x.dim() != 4:
-        raise ConfigError(
-            f"{label}: augment changes images, and the samples have shape {list(data.x.shape[1:])}",
-            fix="remove augment",
-        )
-    if settings.mixup and not data.x.is_floating_point():
-        raise ConfigError(f"{label}: mixup mixes numbers, and the samples are tokens", fix="remove mixup")
-    for name, value in module.named_parameters():
-        if not torch.isfinite(value).all():
-            raise ConfigError(
-                f"{label}: the weights of {name} hold NaN or infinity", fix="load other weights"
-            )
-
-
-def _frozen_modules(module: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """Batch norms whose parameters are all frozen: their statistics stay, too."""
-    frozen = set(names)
-    found: list[nn.Module] = []
-    for prefix, owner in module.named_modules():
-        if isinstance(owner, nn.modules.batchnorm._BatchNorm):
-            own = [
-                f"{prefix}.{leaf}" if prefix else leaf for leaf, _ in owner.named_parameters(recurse=False)
-            ]
-            if own and set(own) <= frozen:
-                found.append(owner)
-    return found
 
 
 def _move(module: Any, device: torch.device, layout: torch.memory_format, dtype: torch.dtype) -> None:

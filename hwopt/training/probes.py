@@ -17,6 +17,7 @@ from torch.nn import functional
 from hwopt.core.canonical import JSON, finite_or_none
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
+from hwopt.errors import StageFailedError
 from hwopt.training.batches import Split
 from hwopt.training.choices import ScheduleSettings
 from hwopt.training.loop import fit
@@ -59,19 +60,23 @@ def preflight(module: nn.Module, data: Split, settings: FitSettings, classes: in
         epochs=_HEART_STEPS, batch_size="full", validation_share=0.0, halvings=0, watch=False,
         schedule=ScheduleSettings(name="constant"), precision=settings.precision,
     )  # fmt: skip
-    fit(trial, few, given, seed=seed, progress=silent, label="preflight")
-    with torch.no_grad():
-        right = float((trial(few.x).argmax(1) == few.y).float().mean())
     problems = []
+    right = 0.0
+    try:
+        fit(trial, few, given, seed=seed, progress=silent, label="preflight")
+        with torch.no_grad():
+            right = float((trial(few.x).argmax(1) == few.y).float().mean())
+    except StageFailedError as error:
+        problems.append(f"one batch cannot be learnt: {error.problems[0].problem}")
     even = math.log(classes)
     if not math.isfinite(first) or first > 4 * even:
         problems.append(
             f"the first loss is {first:.3g}, an even guess has {even:.3g}: check the scale of inputs and last layer"
         )
-    if right < 0.9:
+    if right < 0.9 and not problems:
         problems.append(
             f"{_HEART_STEPS} steps on one batch of {len(few.x)} samples get only {right:.0%} of it right: "
-            "check labels, the loss of information in the network, and the learning rate"
+            "check labels, and whether the network loses what tells the classes apart (AdamW at its default rate)"
         )
     return Preflight(first_loss=first, even_guess=even, by_heart=right, problems=tuple(problems))
 
@@ -126,7 +131,10 @@ def batch_probe(
         few = Split(
             x=data.x[: 3 * size], y=data.y[: 3 * size], x_validation=data.x[:0], y_validation=data.y[:0]
         )
-        given = settings.model_copy(update={**plain, "batch_size": size, "accumulate": 1})
+        optimizer = settings.optimizer.model_copy(update={"lr": None})
+        given = settings.model_copy(
+            update={**plain, "optimizer": optimizer, "batch_size": size, "accumulate": 1}
+        )
         started = time.perf_counter()
         history = fit(trial, few, given, seed=0, progress=silent, label="batch probe")
         seconds = time.perf_counter() - started

@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from hwopt.core.canonical import canonical_json, digest_of, finite_or_none
+from hwopt.core.canonical import canonical_json, finite_or_none
 from hwopt.core.progress import clock, silent
 from hwopt.core.stage import Progress
-from hwopt.errors import StageFailedError
+from hwopt.errors import ConfigError, StageFailedError
 from hwopt.training.batches import Split
 from hwopt.training.choices import OptimizerSettings, ScheduleSettings
-from hwopt.training.evaluation import evaluate
+from hwopt.training.conditions import fingerprint
 from hwopt.training.initialize import initialize
 from hwopt.training.loop import Training
 from hwopt.training.race_settings import RaceSettings
@@ -68,9 +69,12 @@ def race(
     Returns:
         JSON: ``rows`` in order of median steps, and all ``trials``.
     """
-    done = _finished(keep, base, settings, init)
     few = slice(0, settings.samples)
     data = Split(x=data.x, y=data.y, x_validation=data.x_validation[few], y_validation=data.y_validation[few])
+    for entrant in settings.labels:  # who cannot start is told before the first hour is spent
+        _entered(base, settings, entrant, 1e-3)
+    same = fingerprint(build(0), data, base, 0, canonical_json({"race": settings.to_json(), "init": init}))
+    done = _finished(keep, same)
     total = len(settings.labels) * (settings.trials + settings.seeds)
     started, fresh, results = time.monotonic(), 0, list[Trial]()
 
@@ -130,16 +134,11 @@ def race(
     }
 
 
-def _finished(
-    keep: Path | None, base: FitSettings, settings: RaceSettings, init: str
-) -> dict[tuple[str, float, int, str], Trial]:
+def _finished(keep: Path | None, mine: str) -> dict[tuple[str, float, int, str], Trial]:
     """Trials of an earlier run of the same race; the first line says which race it is."""
     if keep is None:
         return {}
     found: dict[tuple[str, float, int, str], Trial] = {}
-    mine = digest_of(
-        {"base": base.to_json(), "race": settings.to_json(), "init": init, "torch": torch.__version__}
-    )
     lines = keep.read_text(encoding="utf-8").splitlines() if keep.is_file() else []
     if not lines or lines[0] != canonical_json({"race": mine}):
         keep.write_text(canonical_json({"race": mine}) + "\n", encoding="utf-8")
@@ -202,7 +201,13 @@ def _entered(base: FitSettings, settings: RaceSettings, entrant: str, rate: floa
     if settings.over == "schedule":
         update["schedule"] = ScheduleSettings.model_validate_json(canonical_json(given))
     update["optimizer"] = optimizer.model_copy(update={"lr": rate})
-    return type(base).model_validate(dict(base.model_copy(update={**update, "halvings": 0})))
+    try:
+        return type(base).model_validate(dict(base.model_copy(update={**update, "halvings": 0})))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"the entrant {entrant!r}: {first['msg']}", fix=str(first.get("ctx", {}).get("fix"))
+        ) from None
 
 
 def _trial(
@@ -215,16 +220,20 @@ def _trial(
     if rule != "default":
         initialize(module, rule, seed)  # type: ignore[arg-type]
     best, steps, at_target, diverged = 0.0, math.inf, math.inf, False
-    training = Training(module, data, given, seed=seed, progress=silent, label=entrant)
+    # Validation is ours to time: the loop looks at it only where the schedule needs it.
+    none = slice(0, 0 if not given.schedule.spec.needs_validation else None)
+    own = Split(
+        x=data.x, y=data.y, x_validation=data.x_validation[none], y_validation=data.y_validation[none]
+    )
+    training = Training(module, own, given, seed=seed, progress=silent, label=entrant)
     spent, mark, taken = 0.0, time.process_time(), 0
     try:
         for step in training.steps():
             taken = step
-            if step % settings.every:
+            if step % settings.every and step < training.total:
                 continue
             spent += time.process_time() - mark
-            with training.evaluating() as network:
-                _, accuracy = evaluate(network, data.x_validation, data.y_validation)
+            _, accuracy = training.evaluate(data.x_validation, data.y_validation)
             best = max(best, accuracy)
             if accuracy >= settings.accuracy and math.isinf(steps):
                 steps, at_target = float(step), spent

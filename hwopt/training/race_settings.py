@@ -49,6 +49,10 @@ class RaceSettings(Settings):
             raise problem(
                 "entrant", "two entrants have one label", "give one of them a label: {label: …, name: …}"
             )
+        if self.every > self.steps:
+            raise problem(
+                "every", f"nobody looks before step {self.every}, and a run has {self.steps}", "lower every"
+            )
         if self.baseline is not None and self.baseline not in self.labels:
             raise problem("baseline", f"the baseline {self.baseline!r} is no entrant", ", ".join(self.labels))
         return self

@@ -16,6 +16,7 @@ from hwopt.core.canonical import JSON, finite_or_none
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.errors import StageFailedError
+from hwopt.training import distributed
 from hwopt.training.batches import Split
 from hwopt.training.choices import ScheduleSettings
 from hwopt.training.loop import fit
@@ -59,8 +60,8 @@ def range_test(
     """Train a copy for a few steps at each of nine rates and take the one that gets furthest.
 
     Smith's test (WACV 2017, section 3.3) lets one run climb through all rates, and is misled by what the early
-    rates did to the weights; short runs from the same start are not. Each run has the schedule's shape, so that
-    a rate is judged as it will be used.
+    rates did to the weights; short runs from the same start are not. Each run has the schedule's shape in small, with
+    its warm-up; what goes by epochs or by validation losses is constant for so few steps.
 
     Returns:
         the median over the seeds, with the range; no suggestion where the seeds differ by over a decade.
@@ -93,12 +94,24 @@ def _suggested(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     return rates[losses.index(min(losses))]
 
 
+def _scaled(settings: FitSettings, samples: int, steps: int) -> ScheduleSettings:
+    """The schedule with its warm-up as the share that it has of the whole training."""
+    schedule = settings.schedule
+    if schedule.spec.needs_validation:
+        return ScheduleSettings(name="constant")
+    if not isinstance(schedule.warmup, int) or not schedule.warmup:
+        return schedule
+    size = samples if settings.batch_size == "full" else settings.batch_size
+    total = settings.epochs * max(1, samples // size)
+    share = min(0.5, schedule.warmup / min(total, settings.max_steps or total))
+    return schedule.model_copy(update={"warmup": max(1, round(share * steps))})
+
+
 def _loss_at(
     rate: float, module: nn.Module, data: Split, settings: FitSettings, seed: int, steps: int
 ) -> float:
-    """Mean training loss over the last fifth of ``steps`` at a rate."""
-    watches = settings.schedule.spec.needs_validation
-    plain_schedule = ScheduleSettings(name="constant") if watches else settings.schedule
+    """Loss in evaluation mode on up to 1,024 training samples after ``steps`` at a rate."""
+    plain_schedule = _scaled(settings, len(data.x), steps)
     given = settings.model_copy(
         update={
             "optimizer": settings.optimizer.model_copy(update={"lr": rate}),
@@ -145,6 +158,7 @@ def resolved(
             f"{found.low:.2g} to {found.high:.2g}",
             fix="set train.optimizer.lr; `hwopt train probe` shows the whole table",
         )
-    progress(f"lr: auto is {found.suggested:.3g} (seeds: {found.low:.2g} to {found.high:.2g})")
-    optimizer = settings.optimizer.model_copy(update={"lr": found.suggested})
+    rate = distributed.agreed(found.suggested)
+    progress(f"lr: auto is {rate:.3g} (seeds: {found.low:.2g} to {found.high:.2g})")
+    optimizer = settings.optimizer.model_copy(update={"lr": rate})
     return settings.model_copy(update={"optimizer": optimizer}), found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,8 @@ class Averaging(Settings):
 
 class FitSettings(Settings):
     """One run of the loop."""
+
+    finds_rate: ClassVar[bool] = False  # whether lr: auto is resolved before the loop
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     max_steps: Annotated[int, Field(ge=1)] | None = None  # ends sooner; the schedule knows
@@ -130,6 +132,37 @@ class FitSettings(Settings):
             inner = group.optimizer.spec if group.optimizer else None
             if inner and (inner.stepping is not Stepping.PLAIN or not inner.groups):
                 raise problem("groups", f"{group.layers}: {inner.reference} works alone only", "use another")
+        if self.precision == "fp16" and (spec.create_graph or any(g.optimizer for g in self.groups)):
+            raise problem(
+                "fp16",
+                "fp16 scales one loss for one optimizer, without second derivatives",
+                "use precision: bf16",
+            )
+        if spec.stepping is Stepping.CLOSURE and {"clip_norm", "clip_value"} & self.model_fields_set:
+            raise problem(
+                "clip",
+                f"the line search of {self.optimizer.name} needs gradients that are not clipped",
+                "remove it",
+            )
+        if spec.schedule_free and (self.average is not None or self.max_weight is not None):
+            raise problem(
+                "schedule_free",
+                f"{self.optimizer.name} averages its weights itself: average and max_weight would not reach them",
+                "remove them",
+            )
+        if self.average is not None and self.average.kind == "swa" and self.early_stopping is not None:
+            raise problem(
+                "average",
+                "early_stopping may end the training before swa has begun",
+                "use ema, or remove one of them",
+            )
+        autos = [g.layers for g in self.groups if g.optimizer is not None and g.optimizer.lr == "auto"]
+        if autos or (self.optimizer.lr == "auto" and not self.finds_rate):
+            raise problem(
+                "auto",
+                "lr: auto serves the optimizer of the section train only",
+                "give a number, or leave it out",
+            )
         if spec.stepping is Stepping.TWICE and self.precision == "fp16":
             raise problem("fp16", f"{self.optimizer.name} cannot scale the loss", "use precision: bf16")
         if self.batch_size != "full" and self.accumulate > self.batch_size:

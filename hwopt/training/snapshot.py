@@ -27,7 +27,8 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
-        return {"tensor": name}
+        last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+        return {"last" if last and not value.is_contiguous() else "tensor": name}
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | np.floating):
@@ -53,6 +54,8 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     match kind:
         case "tensor":
             return tensors[inner]
+        case "last":
+            return tensors[inner].contiguous(memory_format=torch.channels_last)
         case "float":
             return float(inner)
         case "dict":

@@ -16,9 +16,11 @@ from torch.nn import functional
 from hwopt.models.sample import trimmed
 from hwopt.training import distributed
 from hwopt.training.batches import Split, augmented, mixed, step_seed
+from hwopt.training.optimizers import Stepping
 from hwopt.training.settings import Distillation, FitSettings
 from hwopt.training.watch import Watch
 
+_MOST_SKIPPED: Final = 20
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,6 +76,7 @@ class Gradients:
     right: float = field(default=0.0, init=False)  # samples that were predicted rightly; NaN under mixup
     clipped: bool = field(default=False, init=False)
     finite: bool = field(default=True, init=False)
+    skipped: int = field(default=0, init=False)  # steps in a row whose scaled gradients were infinite
 
     def samples(self, index: Tensor) -> Tensor:
         """As the network takes them."""
@@ -89,11 +92,13 @@ class Gradients:
             first: whether it is the first look at this batch; L-BFGS and SAM look again.
         """
         settings = self.settings
-        torch.manual_seed(step_seed(self.seed, step, 3))  # dropout; the same at every look
+        # Dropout; the same at every look, another one in every process.
+        torch.manual_seed(step_seed(self.seed, step, 3 + 16 * distributed.rank()))
         optimizers.zero_grad()
+        # Parts of equal size, so that none is a single sample, which batch norm could not take.
         parts = min(settings.accumulate, max(1, len(index) // 2))
         total, right = 0.0, 0.0
-        for number, part in enumerate(index.chunk(parts)):
+        for number, part in enumerate(index.tensor_split(parts)):
             share = len(part) / len(index)
             with ExitStack() as stack:
                 if settings.precision in _DTYPES:
@@ -108,8 +113,18 @@ class Gradients:
             right += hits
         if first:
             self.right = right
+        if optimizers.stepping is Stepping.CLOSURE:
+            total += self._penalties()  # a line search wants loss and gradient to be of one function
         self._care(step, optimizers, first=first)
         return distributed.mean(total, len(index), whole)
+
+    def _penalties(self) -> float:
+        settings = self.settings
+        with torch.no_grad():
+            return sum(
+                settings.l1 * float(m.abs().sum()) + settings.l2 / 2 * float(m.square().sum())
+                for m in (self.matrices if settings.l1 or settings.l2 else ())
+            )
 
     def _backward(self, loss: Any, *, create_graph: bool) -> None:
         if not create_graph:
@@ -122,7 +137,7 @@ class Gradients:
     def _loss(self, part: Tensor, step: int, number: int, *, first: bool) -> tuple[Tensor, float]:
         settings = self.settings
         x, y = self.samples(part), self.data.y[part].to(self.device)
-        seed = step_seed(self.seed, step * 1024 + number, 4)
+        seed = step_seed(self.seed, step * 1024 + number, 4 + 16 * distributed.rank())
         if settings.augment is not None:
             x = augmented(x, settings.augment, torch.Generator().manual_seed(seed))
             x = x.contiguous(memory_format=self.layout)
@@ -160,9 +175,13 @@ class Gradients:
             norms = torch.stack(torch._foreach_norm(gradients))
             total = float(torch.linalg.vector_norm(norms))
             # Under loss scaling infinite gradients are part of the search for the scale, which skips the step.
-            self.finite = math.isfinite(total) or self.scaler.is_enabled()
-            if self.watch is not None and first and not self.scaler.is_enabled():
+            searching = self.scaler.is_enabled() and not math.isfinite(total)
+            self.skipped = self.skipped + 1 if searching else 0
+            self.finite = math.isfinite(total) or (searching and self.skipped < _MOST_SKIPPED)
+            if self.watch is not None and first and not (searching and self.finite):
                 self.watch.gradients(step, norms.tolist())
+            if optimizers.stepping is Stepping.CLOSURE:
+                return  # its line search must see the true gradient
             limit = settings.clip_norm or math.inf
             clip = math.isfinite(total) and total > limit
             if clip:

@@ -72,13 +72,16 @@ class Watch:
         self._raised: set[tuple[str, str | None]] = set()
         self._before: list[Tensor] | None = None
         self._looking = False
-        self._silent: dict[str, Tensor] = {}  # by layer: units that were zero at the last look
+        self._calls: dict[str, int] = {}  # of each activation, in this forward pass
+        self._now: dict[str, Tensor] = {}  # by place: units that are zero in this step
+        self._silent: dict[str, Tensor] = {}  # the same at the look before
         self._dead: dict[str, float] = {}  # share of units that were zero at the last two looks
         self._handles = [
             found.register_forward_hook(self._hook(name))
             for name, found in module.named_modules()
             if isinstance(found, _ACTIVATIONS)
         ]
+        self._handles.append(module.register_forward_pre_hook(self._new_pass))
 
     def close(self) -> None:
         """Take the hooks out."""
@@ -175,7 +178,12 @@ class Watch:
             ]
             self.update_ratio = {self._names[i]: ratios[i] for i in self._matrices}
             self._before = None
-        if self._looking and step:
+        if self._looking:
+            for place, zero in self._now.items():
+                before = self._silent.get(place)
+                if before is not None and before.shape == zero.shape:
+                    self._dead[place] = float((zero & before).float().mean())
+            self._silent, self._now = self._now, {}
             for layer, share in self._dead.items():
                 if share > DEAD_SHARE:
                     self._raise(
@@ -184,6 +192,11 @@ class Watch:
                         "lower the learning rate, or use leaky_relu",
                     )  # fmt: skip
         self._looking = False
+
+    def keep(self, said: Sequence[Alarm]) -> None:
+        """Alarms that were raised after a state that is taken up again."""
+        self.alarms = [*said] or self.alarms
+        self._raised = {(alarm.kind, alarm.layer) for alarm in self.alarms}
 
     @property
     def dead(self) -> dict[str, float]:
@@ -206,7 +219,10 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse."""
-        self.alarms = [Alarm(**{**alarm, "value": alarm["value"] or math.inf}) for alarm in state["alarms"]]
+        self.alarms = [
+            Alarm(**{**alarm, "value": math.inf if alarm["value"] is None else alarm["value"]})
+            for alarm in state["alarms"]
+        ]
         self._raised = {(alarm.kind, alarm.layer) for alarm in self.alarms}
         self._totals.extend(state["totals"])
         self._losses.extend(state["losses"])
@@ -222,18 +238,20 @@ class Watch:
 
     def _hook(self, name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if self._looking and module.training and output.dim() > 1:
-                others = [
-                    d for d in range(output.dim()) if d != (output.dim() - 1 if output.dim() == 3 else 1)
-                ]
+            # Of sequences nobody says which axis holds the units.
+            if self._looking and module.training and output.dim() in {2, 4}:
                 with torch.no_grad():
-                    now = output.amax(others) <= 0
-                    before = self._silent.get(name)
-                    if before is not None and before.shape == now.shape:
-                        self._dead[name] = float((now & before).float().mean())
-                    self._silent[name] = now
+                    zero = output.amax([d for d in range(output.dim()) if d != 1]) <= 0
+                call = self._calls.get(name, 0)  # one module may serve several places
+                self._calls[name] = call + 1
+                key = f"{name}#{call}" if call else name
+                before = self._now.get(key)
+                self._now[key] = zero if before is None else zero & before  # over all parts of a batch
 
         return look
+
+    def _new_pass(self, module: nn.Module, inputs: Any) -> None:
+        self._calls.clear()
 
 
 def int8_readiness(named: Sequence[tuple[str, Tensor]]) -> dict[str, dict[str, JSON]]:
@@ -261,19 +279,19 @@ def fit_verdict(epochs: Sequence[dict[str, Any]], classes: int) -> dict[str, JSO
     """Over- or underfitting by fixed thresholds, and the numbers behind it.
 
     overfitting: the gap of accuracies is over 5 points, or the validation loss ended 10 % above its least while
-    the training loss still fell. underfitting: less than halfway from guessing to certainty in training, or the
-    training loss fell by over 10 % in the last epoch without a gap. Else good.
+    the training loss still fell. underfitting: less than halfway from guessing to certainty in training, or, in a
+    training of up to three epochs, the training loss fell by over 10 % in the last one without a gap. Else good.
     """
     last = epochs[-1] if epochs else {}
     if "validation_accuracy" not in last or last.get("train_accuracy") is None:
         return {"verdict": "not judged", "why": "no validation split, or no plain training accuracy"}
     gap = float(last["train_accuracy"]) - float(last["validation_accuracy"])
-    losses = [float(e["validation_loss"]) for e in epochs if e.get("validation_loss") is not None]
-    train = [float(e["train_loss"]) for e in epochs if e.get("train_loss") is not None]
+    both = [e for e in epochs if e.get("validation_loss") is not None and e.get("train_loss") is not None]
+    losses, train = [float(e["validation_loss"]) for e in both], [float(e["train_loss"]) for e in both]
     risen = losses[-1] / max(min(losses), 1e-12) - 1 if losses else 0.0
     falling = len(train) > 1 and train[-1] < 0.9 * train[-2]
     halfway = (1 + 1 / classes) / 2
-    if gap > 0.05 or (risen > 0.1 and train[-1] < train[losses.index(min(losses))]):
+    if gap > 0.05 or (losses and risen > 0.1 and train[-1] < train[losses.index(min(losses))]):
         verdict = "overfitting"
         why = f"training is {gap:+.1%} above validation, whose loss ended {risen:.0%} above its least"
     elif float(last["train_accuracy"]) < halfway or (falling and gap < 0.01 and len(train) < 4):

@@ -12,12 +12,12 @@ from torch import nn
 
 from hwopt.core.progress import silent
 from hwopt.data.digits import DigitsOptions, load
-from hwopt.errors import ConfigError
+from hwopt.errors import ConfigError, StageFailedError
 from hwopt.models import cnn, mlp
 from hwopt.models.zoo import CnnOptions, MlpOptions
 from hwopt.training.average import Average
 from hwopt.training.batches import Split, augmented, mixed, split
-from hwopt.training.choices import OptimizerSettings, ScheduleSettings
+from hwopt.training.choices import GroupSettings, OptimizerSettings, ScheduleSettings
 from hwopt.training.evaluation import logits_of
 from hwopt.training.initialize import initialize
 from hwopt.training.loop import Training, fit
@@ -45,6 +45,51 @@ def test_l1_makes_weights_small() -> None:
         accuracies.append(float(str(history.epochs[-1]["validation_accuracy"])))
     assert shares[1] >= 2 * shares[0]
     assert accuracies[1] >= accuracies[0] - 0.01
+
+
+@pytest.mark.parametrize("accumulate", [4, 5])
+def test_ragged_batches_have_no_part_of_one(accumulate: int) -> None:
+    """13 samples in four parts, 12 in five: batch norm gets two at least, and the batch is whole."""
+    model = net()
+    history = trained(model, split_blobs(65, 0.2), batch_size=13, accumulate=accumulate, epochs=3)
+    assert history.steps == 3 * 4
+
+
+def test_what_is_not_to_be_trained_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, affine=False), nn.ReLU(), nn.Linear(8, 3))
+    model[0].weight.requires_grad_(False)
+    weight = model[0].weight.detach().clone()
+    mean = model[1].running_mean.clone()  # type: ignore[union-attr, operator]
+    trained(model, groups=(GroupSettings(layers=r"[01]\.", frozen=True),))
+    assert torch.equal(model[0].weight, weight)
+    assert not model[0].weight.requires_grad
+    assert model[0].bias.requires_grad
+    assert torch.equal(model[1].running_mean, mean)  # type: ignore[arg-type]
+
+
+def test_gradients_that_are_never_finite_end_a_training_in_fp16() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.inner(x)
+            if found.requires_grad:
+                found.register_hook(lambda g: g * float("nan"))
+            return found
+
+    with pytest.raises(StageFailedError, match="gradients became infinite"):
+        trained(Broken(), precision="fp16")
+
+
+def test_line_search_on_images() -> None:
+    data = split(DIGITS, 0.5, 0)
+    torch.manual_seed(0)
+    model = cnn.build((1, 8, 8), 10, CnnOptions(width=4, dropout=0.0))
+    settings = {"optimizer": OptimizerSettings(name="lbfgs"), "schedule": ScheduleSettings(name="constant")}
+    history = trained(model, data, batch_size="full", epochs=10, **settings)
+    assert float(str(history.epochs[-1]["validation_accuracy"])) > 0.7
 
 
 def test_l2_is_coupled_decay() -> None:
@@ -287,6 +332,18 @@ def test_accumulation_is_the_whole_batch() -> None:
         ({"schedule": {"name": "plateau"}, "validation_share": 0.0}, "watches the validation loss"),
         ({"average": {"kind": "ema", "start": 0.5}}, "does not serve ema"),
         ({"accumulate": 256}, "has no 256 parts"),
+        ({"precision": "fp16", "optimizer": {"name": "adahessian"}}, "without second derivatives"),
+        ({"optimizer": {"name": "lbfgs"}, "clip_norm": 1.0}, "gradients that are not clipped"),
+        (
+            {"optimizer": {"name": "schedulefree_sgd"}, "schedule": {"name": "constant"}, "max_weight": 0.1},
+            "itself",
+        ),
+        ({"average": {"kind": "swa"}, "early_stopping": {"patience": 2}}, "before swa has begun"),
+        ({"optimizer": {"lr": "auto"}}, "serves the optimizer of the section train only"),
+        (
+            {"groups": [{"layers": "a", "optimizer": {"lr": "auto"}}]},
+            "serves the optimizer of the section train",
+        ),
     ],
 )
 def test_bad_settings(given: dict[str, Any], text: str) -> None:

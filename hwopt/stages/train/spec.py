@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from hwopt.core.artifact import Kind
 from hwopt.core.stage import StageSpec
@@ -12,6 +12,7 @@ from hwopt.training.settings import FitSettings
 class TrainConfig(FitSettings):
     """The profile's ``train`` section."""
 
+    finds_rate: ClassVar[bool] = True
     init: Literal["default", "he", "xavier", "orthogonal"] = (
         "default"  # of matrices; default: the layers' own
     )
