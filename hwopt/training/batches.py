@@ -55,8 +55,23 @@ def batch_count(n: int, size: int, least: int = 2) -> int:
 
 
 def step_seed(seed: int, step: int, purpose: int) -> int:
-    """A seed of its own for every step, so that nothing random has to be remembered to resume."""
-    return int(np.random.SeedSequence([seed, purpose, step]).generate_state(1, np.uint64)[0] >> 1)
+    """A seed of its own for every step, so that nothing random has to be remembered to resume.
+
+    Reference:
+        Steele et al., OOPSLA 2014 (SplitMix64), figure 14: the mixing function.
+    """
+    mask = (1 << 64) - 1
+    z = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + purpose * 0x8CB92BA72F3D8DD7 + 1) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 1
+
+
+def seed_generators(seed: int) -> None:
+    """As torch.manual_seed does for CPU and GPU, without the stack trace that it formats for an absent GPU."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
 
 
 def augmented(x: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:

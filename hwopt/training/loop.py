@@ -256,6 +256,8 @@ class Training:
         if optimizers.stepping is not Stepping.CLOSURE:
             closure()
             if not math.isfinite(first[0]) or not self._gradients.finite:
+                if self._scaler.is_enabled():
+                    self._scaler.update()  # this step ends here for it, too
                 return self._diverged(first[0])
         if self._watch is not None:
             self._watch.before_update(step)

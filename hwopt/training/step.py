@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hwopt.models.sample import trimmed
 from hwopt.training import distributed
-from hwopt.training.batches import Split, augmented, mixed, step_seed
+from hwopt.training.batches import Split, augmented, mixed, seed_generators, step_seed
 from hwopt.training.optimizers import Stepping
 from hwopt.training.settings import Distillation, FitSettings
 from hwopt.training.watch import Watch
@@ -93,7 +93,7 @@ class Gradients:
         """
         settings = self.settings
         # Dropout; the same at every look, another one in every process.
-        torch.manual_seed(step_seed(self.seed, step, 3 + 16 * distributed.rank()))
+        seed_generators(step_seed(self.seed, step, 3 + 16 * distributed.rank()))
         optimizers.zero_grad()
         # Parts of equal size, so that none is a single sample, which batch norm could not take.
         parts = min(settings.accumulate, max(1, len(index) // 2))
