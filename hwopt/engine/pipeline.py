@@ -211,11 +211,11 @@ class _Run:
                 entry |= self.attempt(step, started)
             self.steps.append(entry)
 
-    def float_training(self) -> Any:
-        """What the training of the float model cost; None where it was not trained here."""
+    def float_training(self) -> Mapping[str, Any]:
+        """Facts of the training of the float model; empty where it was not trained here."""
         first = [s for s in self.prepared.plan.steps if s.stage == self.prepared.profile.source.stage]
-        found = [self.done[s.key].facts.get("training") for s in first if s.key in self.done]
-        return found[0] if found else None
+        found = [self.done[s.key].facts for s in first if s.key in self.done]
+        return found[0] if found and "history" in found[0] else {}
 
     def again(self, step: Step) -> bool:
         """Whether the user asked for this step to be done again."""
@@ -391,6 +391,7 @@ def make_record(run_id: str, started: datetime, prepared: Prepared, state: _Run)
         "requirements": requirements,
         "not_checked": _not_checked(results),
         "steps": list[JSON](state.steps),
+        "training": dict(state.float_training()) or None,
         "started": started.isoformat(timespec="seconds"),
         "seconds": (datetime.now(UTC) - started).total_seconds(),
         "seed": profile.seed,
@@ -406,7 +407,7 @@ def _result(row: Row, hardware: HardwareProfile | None, state: _Run) -> dict[str
     result: dict[str, Any] = assemble(row, facts, failure, hardware)
     result["details"]["steps"] = list(row.steps)
     result["details"]["training_cost"] = training_cost(
-        [part.get("training") for part in facts], state.float_training()
+        [part.get("training") for part in facts], state.float_training().get("training")
     )
     return result
 

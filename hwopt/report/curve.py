@@ -59,7 +59,7 @@ def curves(series: Series, x_name: str, y_name: str) -> Markup:
         )
         label = py(points[-1][1]) + 4 + 14 * index - 7 * (len(data) - 1)
         label = min(max(label, TOP + 8), HEIGHT - BOTTOM)
-        parts.append(_text(px(points[-1][0]) + 6, label, str(escape(name)), "start"))
+        parts.append(_text(px(points[-1][0]) + 6, label, name, "start"))
     parts += [
         _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_name, "middle"),
         _text(LEFT - 50, TOP - 4, y_name, "start"),

@@ -14,8 +14,8 @@ _SHOWN: Final = 12
 
 def learning(record: Record) -> dict[str, Any] | None:
     """Curves and facts for the page; None where nothing was trained."""
-    details = next((r["details"] for r in record["results"] if r["details"].get("history")), None)
-    if details is None:
+    details = record.get("training")
+    if not details:
         return None
     history, events = details["history"], details.get("training_events", {})
     readiness = sorted(events.get("int8_readiness", {}).items(), key=lambda item: item[1]["sqnr_db"])
