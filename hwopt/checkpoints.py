@@ -62,6 +62,21 @@ class Recipe:
             "sparse": self.sparse,
         }
 
+    def fits(self, sample_shape: Sequence[int], where: str) -> None:
+        """ConfigError where the samples are not those of the network."""
+        theirs, tokens = tuple(sample_shape), tokens_of(sample_shape)
+        mine = tokens_of(self.sample_shape)
+        if mine != tokens or (not tokens and theirs != tuple(self.sample_shape)):
+            kinds = [
+                f"{k} different tokens" if k else f"shape {list(s)}"
+                for k, s in ((mine, self.sample_shape), (tokens, theirs))
+            ]
+            raise ConfigError(
+                f"the network takes samples of {kinds[0]}, and the data has {kinds[1]}",
+                where=where,
+                fix="give the profile that the checkpoint was made with",
+            )
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
         """The inverse of ``to_json``."""

@@ -15,6 +15,7 @@ from hwopt.errors import ConfigError
 from hwopt.plugins import did_you_mean
 from hwopt.report.curve import curves, standalone
 from hwopt.report.text import columns
+from hwopt.store.atomic import write_text
 
 _overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the profile."
@@ -106,9 +107,7 @@ def schedule(profile: Path, plot: Path | None, overrides: tuple[str, ...], as_js
     """
     rates = engine.schedule_of(load(profile, overrides))
     if plot is not None:
-        plot.write_text(
-            standalone(curves({"lr": rates}, "step", "learning rate"), "learning rate"), encoding="utf-8"
-        )
+        write_text(plot, standalone(curves({"lr": rates}, "step", "learning rate"), "learning rate"))
     if as_json:
         print_json({"schema_version": 1, "rates": [[step, rate] for step, rate in rates]})
         return
@@ -167,7 +166,7 @@ def surface(
     found = engine.surface(load(profile, overrides), checkpoint, progress(quiet), square=grid)
     if plot is not None:
         lines = {s["name"]: list(zip(s["places"], s["losses"], strict=True)) for s in found["slices"]}
-        plot.write_text(standalone(curves(lines, "place", "loss"), "loss surface"), encoding="utf-8")
+        write_text(plot, standalone(curves(lines, "place", "loss"), "loss surface"))
     if as_json:
         print_json(found)
         return

@@ -15,6 +15,7 @@ from hwopt.data.arrays import checked
 from hwopt.errors import ConfigError, EngineMissingError
 
 _SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+_EIGHT_BITS: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
 _MOST_PIXELS: Final = 1 << 26  # of one file, before it is scaled: what unpacks to more is refused
 
 
@@ -65,12 +66,19 @@ def load(options: FolderOptions) -> Dataset:
                 with Image.open(path) as image:
                     if image.width * image.height > _MOST_PIXELS:
                         raise ConfigError(f"{image.width}×{image.height} pixels", where=str(path))
+                    if image.mode not in _EIGHT_BITS:
+                        raise ConfigError(
+                            f"an image of mode {image.mode}, whose scale is not known", where=str(path),
+                            fix="store it with eight bits a channel",
+                        )  # fmt: skip
                     scaled = image.convert("L" if options.gray else "RGB").resize(
                         (options.size, options.size)
                     )
                     images.append(np.asarray(scaled, np.uint8))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ConfigError(f"not a readable image: {error}", where=str(path)) from None
+                raise ConfigError(
+                    f"not a readable image: {error}", where=str(path), fix="repair or remove it"
+                ) from None
             labels.append(classes.index(path.parent.name))
         if not images:
             raise ConfigError(f"no image below {part}/CLASS", where=str(root))

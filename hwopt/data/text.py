@@ -139,7 +139,15 @@ def _row(line: str, where: str, options: JsonLinesOptions) -> tuple[str, Any, st
         )  # fmt: skip
     text, label = row[options.text], row[options.label]
     if not isinstance(text, str) or not isinstance(label, str | int):
-        raise ConfigError("the text is no text, or the label neither number nor text", where=where)
+        raise ConfigError(
+            "the text is no text, or the label neither number nor text", where=where, fix="repair the line"
+        )
+    try:
+        f"{text}{label}".encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "the text holds half of a character (a lone surrogate)", where=where, fix="repair the line"
+        ) from None
     part = str(row[options.split]) if options.split else ""
     if options.split and part not in {"train", "test"}:
         raise ConfigError(f"the split is {part!r}", where=where, fix="write train or test")
@@ -161,7 +169,7 @@ def read_vectors(path: Path, known: Sequence[str]) -> tuple[npt.NDArray[np.float
                 word, *values = line.rstrip().split(" ")
                 if row == 1 and len(values) == 1:
                     continue
-                if word not in number or word in found:
+                if not word or word not in number or word in found:
                     continue
                 try:
                     vector = np.array(values, np.float32)
@@ -169,20 +177,29 @@ def read_vectors(path: Path, known: Sequence[str]) -> tuple[npt.NDArray[np.float
                     raise ConfigError(
                         "a line holds something that is no number", where=f"{path}:{row}"
                     ) from None
+                if not len(vector):
+                    raise ConfigError(
+                        "a word without numbers", where=f"{path}:{row}", fix="a word and its numbers a line"
+                    )
                 if table is None:
                     table = np.zeros((len(known), len(vector)), np.float32)
-                if vector.shape != table.shape[1:] or not np.isfinite(vector).all():
+                if vector.shape != table.shape[1:]:
                     raise ConfigError(
-                        f"the vector has {len(vector)} finite numbers, others {table.shape[1]}",
+                        f"the vector has {len(vector)} numbers, others {table.shape[1]}",
                         where=f"{path}:{row}",
                     )
+                if not np.isfinite(vector).all():
+                    raise ConfigError("the vector holds NaN or infinity", where=f"{path}:{row}")
                 table[number[word]] = vector
                 found.add(word)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     if table is None:
-        raise ConfigError("the file has a vector for none of the words", where=str(path))
-    return table, 1 - len(found) / max(1, len(known) - 2)
+        raise ConfigError(
+            "the file has a vector for none of the words", where=str(path), fix="words in lower case"
+        )
+    words = set(known[2:])
+    return table, 1 - len(found & words) / max(1, len(words))
 
 
 def files(options: JsonLinesOptions) -> list[Path]:

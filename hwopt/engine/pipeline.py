@@ -322,18 +322,28 @@ def call_stage(
 ) -> StageResult:
     """Run a stage with the thread count of the profile; the unforeseen is a failed step."""
     load_reference("torch:set_num_threads")(context.threads)
+    with foreign_code(context.import_root, str(context.workdir)):
+        return function(context, inputs, step.config)
+
+
+@contextmanager
+def foreign_code(root: Path | None, where: str | None = None) -> Iterator[None]:
+    """The boundary to libraries and to the user's modules: what they raise becomes a failed stage.
+
+    One broken candidate must not end the run, and nobody's stack trace is a message.
+    """
     try:
-        with user_modules(context.import_root):
-            return function(context, inputs, step.config)
-    except (HwoptError, KeyboardInterrupt, MemoryError):
+        with user_modules(root):
+            yield
+    except (HwoptError, KeyboardInterrupt, MemoryError, GeneratorExit):
         raise
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise ResourceLimitError(
-                "the disk is full", where=str(context.workdir), fix="free space and run again"
+                "the disk is full", where=where, fix="free space and run again"
             ) from error
         raise StageFailedError(f"{type(error).__name__}: {error}") from error
-    except Exception as error:  # the boundary to foreign libraries: one broken candidate must not end the run
+    except Exception as error:
         text = str(error).splitlines()[0] if str(error) else ""
         raise StageFailedError(f"{type(error).__name__}: {text}") from error
 

@@ -107,7 +107,7 @@ def run_stage(
         if path.is_dir():
             raise ConfigError(f"{path} is a folder", fix="give the name of a file")
     wanted = {p: f for p, f in inputs.items() if p in spec.consumes or spec.wants_source(config)}
-    artifacts = {port: _artifact(path, spec, port) for port, path in wanted.items()}
+    artifacts = {port: artifact(path, spec, port) for port, path in wanted.items()}
     step = Step(key="", stage=stage, label=stage, config=config, hardware=job.hardware, inputs={}, where=None)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,8 @@ def _ledger(job: Job, stage: str, config: Settings, keep: Path | None) -> Iterat
         yield ledger
 
 
-def _artifact(path: Path, spec: StageSpec, port: str) -> Artifact:
+def artifact(path: Path, spec: StageSpec, port: str) -> Artifact:
+    """A file as the input of a stage; ConfigError where the stage does not take its kind."""
     if not path.is_file():
         raise ConfigError("no such file", where=str(path))
     kind: Kind = load_reference("hwopt.checkpoints:kind_of")(path)

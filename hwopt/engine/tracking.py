@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hwopt.core.canonical import JSON, canonical_json
-from hwopt.errors import ConfigError, EngineMissingError
+from hwopt.errors import ConfigError, EngineMissingError, StageFailedError
 from hwopt.plugins import load_reference, resolve
 from hwopt.store.store import Store
 from hwopt.tracking.ledger import read, replay
@@ -38,16 +38,18 @@ def push(store: Store, run: str, name: str, options: Mapping[str, JSON]) -> list
         lines = list(read(path)) if (path := store.ledger(step["key"])) is not None else []
         if not lines:
             continue
-        try:
-            sink: Sink = load_reference(spec.make)(settings)
-        except ImportError as error:
-            raise EngineMissingError(f"{name}: {error}", fix=f"pip install 'hwopt[{spec.extra}]'") from error
         title = f"{record['name']}-{step['stage']}-{step['key'][-8:]}"
         config: dict[str, Any] = {"run": record["run"], "stage": step["stage"], "label": step["label"]}
         try:
+            sink: Sink = load_reference(spec.make)(settings)
             count = replay(lines, sink, title, json.loads(canonical_json(config)))
+        except ImportError as error:
+            raise EngineMissingError(f"{name}: {error}", fix=f"pip install 'hwopt[{spec.extra}]'") from error
         except Exception as error:  # the boundary to foreign libraries
-            raise ConfigError(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+            text = str(error).splitlines()[0] if str(error) else ""
+            raise StageFailedError(
+                f"{name}: {type(error).__name__}: {text}", fix="see its own manual"
+            ) from error
         said.append(f"{title}: {count} entries to {name}")
     if not said:
         raise ConfigError(f"the run {record['run']} wrote no ledger", fix="choose a run that trained a model")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -14,12 +15,13 @@ from hwopt.core.profile import PipelineProfile
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.engine import host as this_host
-from hwopt.engine.pipeline import loader
-from hwopt.engine.single import Job, run_stage
-from hwopt.errors import ConfigError
-from hwopt.plugins import load_reference
-from hwopt.store.atomic import write_text
+from hwopt.engine.pipeline import foreign_code, loader
+from hwopt.engine.single import Job, artifact, run_stage
+from hwopt.errors import ConfigError, StageFailedError
+from hwopt.plugins import load_reference, resolve
+from hwopt.store.atomic import explained, write_text
 
+_MOST_STEPS: Final = 1_000_000
 _PLACES: Final = [i / 10 - 1 for i in range(21)]
 
 
@@ -35,6 +37,7 @@ def train(profile: PipelineProfile, output: Path, progress: Progress) -> Mapping
                 run_stage("train", profile.source.config, job, {}, {"checkpoint": Path(folder) / "none"})
             return None
         job = Job(profile=profile, hardware=None, progress=progress)
+        _room_for(output)
         keep = output.parent / f".{output.name}.partial"
         facts = run_stage("train", profile.source.config, job, {}, {"checkpoint": output}, keep=keep)
         shutil.rmtree(keep, ignore_errors=True)
@@ -69,8 +72,32 @@ class _Bench:
         return build(self.profile.model, self.dataset.sample_shape, self.dataset.classes, self.root)
 
 
+def _bounded(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a verb where the user's modules can be imported, behind the boundary to foreign code."""
+
+    @wraps(verb)
+    def run(profile: PipelineProfile, *given: Any, **more: Any) -> Any:
+        with foreign_code(profile.path.resolve().parent):
+            return verb(profile, *given, **more)
+
+    return run
+
+
+def _room_for(path: Path) -> None:
+    """Make the folder of an output before the work, not after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(error, path) from error
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder", fix="give the name of a file")
+
+
+@_bounded
 def compare(profile: PipelineProfile, output: Path | None, progress: Progress) -> dict[str, Any]:
     """Run the race of the section ``compare``; the result is also written to ``output``."""
+    if output is not None:
+        _room_for(output)
     race = profile.compare
     if race is None:
         raise ConfigError(
@@ -107,6 +134,7 @@ def race_table(result: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+@_bounded
 def schedule_of(profile: PipelineProfile) -> list[tuple[float, float]]:
     """Learning rate at every step of the profile's training."""
     _trains(profile)
@@ -122,10 +150,15 @@ def schedule_of(profile: PipelineProfile) -> list[tuple[float, float]]:
     warm_up = load_reference("hwopt.training.schedules:warm_up")
     base = 1.0 if settings.optimizer.lr == "auto" else settings.optimizer.rate
     rates = []
-    for step in range(steps):
-        at = position(
-            step=step, steps=steps, per_epoch=per_epoch, warmup=warmup, losses=(1.0,) * (step // per_epoch)
+    if steps > _MOST_STEPS:
+        raise ConfigError(
+            f"a schedule of {steps:,} steps is not drawn", fix=f"lower epochs: {_MOST_STEPS:,} at most"
         )
+    losses: tuple[float, ...] = ()
+    for step in range(steps):
+        if schedule.spec.needs_validation and step % per_epoch == 0 and step:
+            losses = (*losses, 1.0)
+        at = position(step=step, steps=steps, per_epoch=per_epoch, warmup=warmup, losses=losses)
         factor = schedule.floor + (1 - schedule.floor) * schedule.spec.factor(at, options)
         rates.append((float(step), base * (warm_up(step, warmup) if step < warmup else factor)))
     return rates
@@ -146,6 +179,7 @@ def drawn(rates: Sequence[tuple[float, float]], width: int = 72, height: int = 1
     return lines
 
 
+@_bounded
 def probe(profile: PipelineProfile, memory_bytes: int, progress: Progress) -> dict[str, Any]:
     """Preflight, range test, batch probe, noise scale."""
     bench = _Bench(profile)
@@ -187,12 +221,16 @@ def probe(profile: PipelineProfile, memory_bytes: int, progress: Progress) -> di
     }
 
 
+@_bounded
 def surface(
     profile: PipelineProfile, checkpoint: Path, progress: Progress, *, square: bool
 ) -> dict[str, Any]:
     """Slices of the loss, on validation samples."""
     bench = _Bench(profile)
-    network = load_reference("hwopt.checkpoints:load")(checkpoint, bench.root, profile.model.to_json()).module
+    artifact(checkpoint, resolve("stage", "finetune"), "checkpoint")  # a float checkpoint, else an error
+    loaded = load_reference("hwopt.checkpoints:load")(checkpoint, bench.root, profile.model.to_json())
+    loaded.recipe.fits(bench.dataset.sample_shape, str(checkpoint))
+    network = loaded.module
     x, y = bench.data.x_validation[:512], bench.data.y_validation[:512]
     if not len(x):
         x, y = bench.data.x[:512], bench.data.y[:512]
@@ -208,6 +246,8 @@ def surface(
         progress(f"surface: {name}")
     value, change = rooms["top_eigenvalue"](network, x, y)
     here, there = slices[0]["losses"][10], slices[1]["losses"][15]
+    if here is None or there is None:
+        raise StageFailedError("the loss at these weights is no number", fix="train again with a lower rate")
     found: dict[str, Any] = {
         "schema_version": 1,
         "slices": slices,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Final
 
 from markupsafe import Markup, escape
@@ -18,7 +19,9 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 
 def curves(series: Series, x_name: str, y_name: str) -> Markup:
     """One line a series, told apart by dashes as well as by its name; an empty string where there is nothing."""
-    data = {name: [p for p in points if p[1] is not None] for name, points in series.items()}
+    data = {
+        name: [p for p in points if p[1] is not None and isfinite(p[1])] for name, points in series.items()
+    }
     data = {name: points for name, points in data.items() if len(points) > 1}
     if not data:
         return Markup("")
@@ -50,6 +53,7 @@ def curves(series: Series, x_name: str, y_name: str) -> Markup:
             _text(LEFT - 8, py(tick) + 4, _number(tick), "end"),
         ]
     for index, (name, points) in enumerate(data.items()):
+        points = points[:: max(1, len(points) // 2000)]  # more than there are pixels
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         dash = _DASHES[index % len(_DASHES)]
         parts.append(

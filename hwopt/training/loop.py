@@ -24,7 +24,7 @@ from hwopt.core.canonical import JSON, finite_or_none
 from hwopt.core.ledger import Ledger, NoLedger
 from hwopt.core.progress import clock, sparkline
 from hwopt.core.stage import Progress
-from hwopt.errors import StageFailedError
+from hwopt.errors import ConfigError, StageFailedError
 from hwopt.training import distributed, snapshot
 from hwopt.training.average import Average
 from hwopt.training.batches import Split, batch_count, batches
@@ -116,6 +116,11 @@ class Training:
         total = self.per_epoch * settings.epochs
         self.total = min(total, settings.max_steps or total)
         self._warmup = settings.schedule.warmup_steps(self.total)
+        if self._warmup >= self.total > 1:
+            raise ConfigError(
+                f"{label}: a warm-up of {self._warmup} steps in a training of {self.total}",
+                fix="lower schedule.warmup",
+            )
         self._schedule_options = settings.schedule.checked
         self._average = Average(module, settings.average, self.total) if settings.average else None
         self._watch = Watch(module, self._names, self._parameters) if settings.watch else None

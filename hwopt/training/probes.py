@@ -120,7 +120,7 @@ def batch_probe(
     sizes: list[int] = []
     speeds: list[float] = []
     grown: list[int] = []
-    start, size, why = _peak(), 16, f"the largest that is tried, {largest}"
+    start, size, why = _peak(), min(16, len(data.x)), f"the largest that is tried, {largest}"
     plain = {"schedule": ScheduleSettings(name="constant"), "max_steps": 3, "epochs": 3, "halvings": 0, "watch": False,
              "validation_share": 0.0, "early_stopping": None, "average": None}  # fmt: skip
     while size <= largest:

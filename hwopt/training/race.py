@@ -25,6 +25,7 @@ from hwopt.core.progress import clock, silent
 from hwopt.core.stage import Progress
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.training.batches import Split
+from hwopt.training.build import Optimizers
 from hwopt.training.choices import OptimizerSettings, ScheduleSettings
 from hwopt.training.conditions import fingerprint
 from hwopt.training.initialize import initialize
@@ -72,7 +73,7 @@ def race(
     few = slice(0, settings.samples)
     data = Split(x=data.x, y=data.y, x_validation=data.x_validation[few], y_validation=data.y_validation[few])
     for entrant in settings.labels:  # who cannot start is told before the first hour is spent
-        _entered(base, settings, entrant, 1e-3)
+        Optimizers(build(0), _entered(base, settings, entrant, 1e-3))
     same = fingerprint(build(0), data, base, 0, canonical_json({"race": settings.to_json(), "init": init}))
     done = _finished(keep, same)
     total = len(settings.labels) * (settings.trials + settings.seeds)
@@ -194,8 +195,6 @@ def _entered(base: FitSettings, settings: RaceSettings, entrant: str, rate: floa
         optimizer = OptimizerSettings.model_validate_json(canonical_json(given))
         if optimizer.spec.schedule_free:
             update["schedule"] = ScheduleSettings(name="constant")
-        if not optimizer.spec.groups:
-            update["batch_size"] = base.batch_size
     else:
         optimizer = base.optimizer
     if settings.over == "schedule":

@@ -31,6 +31,12 @@ class RaceSettings(Settings):
         kinds: dict[str, type[Settings]] = {"optimizer": OptimizerSettings, "schedule": ScheduleSettings}
         for entry in self.entrants:
             given = {"name": entry} if isinstance(entry, str) else entry
+            if not isinstance(given.get("name"), str) or not isinstance(given.get("label", ""), str):
+                raise problem(
+                    "entrant", f"the entrant {entry!r} has no name", "write {name: adamw, label: …}"
+                )
+            if self.over == "init" and set(given) - {"name", "label"}:
+                raise problem("entrant", f"init {given['name']!r} takes no options", "remove them")
             if self.over == "init":
                 if given.get("name") not in {"default", "he", "xavier", "orthogonal"}:
                     raise problem(

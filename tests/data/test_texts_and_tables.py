@@ -68,6 +68,35 @@ def test_word_vectors(tmp_path: Path) -> None:
     assert found.facts["words_without_vector"] == pytest.approx(6 / 8)
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("\nbuy 1 2\n\n", None),
+        ("buy\nnoon\n", "a word without numbers"),
+        ("buy 1 2\nnoon 1\n", "the vector has 1 numbers, others 2"),
+        ("buy 1 nan\n", "holds NaN"),
+        ("buy 1 x\n", "no number"),
+        ("other 1 2\n", "a vector for none of the words"),
+        ("? 1 1\nbuy 1 2\n", None),
+    ],
+)
+def test_bad_word_vectors(tmp_path: Path, content: str, text: str | None) -> None:
+    path = written(tmp_path / "t.jsonl", ROWS)
+    (tmp_path / "v.txt").write_text(content)
+
+    def load_it() -> Dataset:
+        return opened("jsonl", path=path, split="split", words=10, length=4, vectors=str(tmp_path / "v.txt"))
+
+    if text is None:
+        found = load_it()
+        assert 0 <= found.facts["words_without_vector"] <= 1
+        assert found.vectors is not None
+        assert not found.vectors[0].any()
+        return
+    with pytest.raises(ConfigError, match=text):
+        load_it()
+
+
 def test_edited_texts_are_other_data(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl", ROWS)
     choice = Choice(name="jsonl", factory=None, options={"path": path, "split": "split"})
@@ -84,6 +113,7 @@ def test_edited_texts_are_other_data(tmp_path: Path) -> None:
         ([{"text": "a", "label": 0}], {}, "all texts have the label 0"),
         ([{"text": 1, "label": 0}], {}, "the text is no text"),
         ([{"body": "a", "label": 0}], {}, "the field 'text' is not there"),
+        ([{"text": "\ud800", "label": 0}], {}, "half of a character"),
         (ROWS, {"split": "part"}, "the field 'part' is not there"),
         ([{**r, "split": "dev"} for r in ROWS], {"split": "split"}, "the split is 'dev'"),
         ([{**r, "split": "train"} for r in ROWS], {"split": "split"}, "all 4 texts are in one split"),
@@ -123,6 +153,9 @@ def test_a_table(tmp_path: Path) -> None:
         ("a,kind\n1,x\n2\n", "1 fields, and the first line has 2", ":3"),
         ("a,kind\n1,x\n,y\n3,x\n", "a is empty", ":3"),
         ("a,kind\n", "fewer than two rows", ""),
+        ("kind\nx\ny\nx\ny\nx\ny\nx\ny\n", "no column besides the label", ":1"),
+        ("a,kind\n1,x\n\n\n2,y\nnan,x\n", "a is nan", ":6"),
+        ("a,kind\n1,x\n1e308,y\n", "a is 1e308", ":3"),
     ],
 )
 def test_bad_tables(tmp_path: Path, content: str, text: str, where: str) -> None:
@@ -150,6 +183,10 @@ def test_folders_of_images(tmp_path: Path) -> None:
     assert float(found.x_test[1].mean()) == pytest.approx(240 / 255, abs=1e-3)
     (tmp_path / "train" / "dark" / "bad.png").write_bytes(b"no image")
     with pytest.raises(ConfigError, match="not a readable image"):
+        opened("images", root=str(tmp_path), size=8)
+    (tmp_path / "train" / "dark" / "bad.png").unlink()
+    Image.fromarray(np.full((4, 4), 30_000, np.uint16)).save(tmp_path / "train" / "dark" / "deep.png")
+    with pytest.raises(ConfigError, match="whose scale is not known"):
         opened("images", root=str(tmp_path), size=8)
     with pytest.raises(ConfigError, match="no image below"):
         opened("images", root=str(tmp_path / "train"), size=8)

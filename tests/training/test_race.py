@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hwopt.core.canonical import canonical_json
+from hwopt.errors import ConfigError
 from hwopt.training import race as room
 from hwopt.training.choices import ScheduleSettings
 from hwopt.training.race import Trial, _next_rate, _ratio, race, table
@@ -113,6 +114,8 @@ def test_a_miss_is_infinite() -> None:
     [
         ({"entrants": ["adamw", "adamx"]}, "entrant 'adamx': unknown optimizer"),
         ({"entrants": ["adamw", {"name": "sgd", "momentum": 0.9}]}, "takes no option 'momentum'"),
+        ({"entrants": ["adamw", {"lr": 0.1}]}, "has no name"),
+        ({"over": "init", "entrants": ["he", {"name": "xavier", "gain": 3}]}, "takes no options"),
         ({"entrants": ["adamw", "adamw"]}, "two entrants have one label"),
         ({"entrants": ["adamw", "sgd"], "baseline": "lion"}, "is no entrant"),
         ({"entrants": ["adamw", "sgd"], "steps": 20, "every": 25}, "nobody looks before step 25"),
@@ -123,6 +126,14 @@ def test_bad_races(given: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         RaceSettings.model_validate_json(canonical_json({"accuracy": 0.9, **given}))
     assert any(text in d["msg"] for d in caught.value.errors())  # type: ignore[attr-defined]
+
+
+def test_who_cannot_start_is_told_before_the_first_trial() -> None:
+    settings = RACE.model_copy(update={"entrants": ("adamw", "no_such_module:Adam")})
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="no module named"):
+        race(net, split_blobs(300, 0.4), BASE, settings, progress=said.append)
+    assert said == []
 
 
 def test_networks_are_built_from_the_seed() -> None:

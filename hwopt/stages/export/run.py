@@ -75,6 +75,7 @@ def _exported(
     ctx: StageContext, source: Path, model: Path, x_test: npt.NDArray[np.float32]
 ) -> tuple[dict[str, float], int, npt.NDArray[np.float32]]:
     network = checkpoints.load(source, ctx.import_root, ctx.model)
+    network.recipe.fits(ctx.data().sample_shape, str(source))
     recipe, module = network.recipe, network.module
     module.train(False)
     quantized = network.table is not None

@@ -15,6 +15,7 @@ from hwopt.training.batches import split
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: FinetuneConfig) -> StageResult:
     """Load, fit, save with the same recipe."""
     network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
+    network.recipe.fits(ctx.data().sample_shape, str(inputs["checkpoint"].path))
     data = split(ctx.data(), config.validation_share, ctx.seed)
     teacher = teacher_of(ctx, inputs, config.distill)
     sparse = network.recipe.sparse

@@ -37,6 +37,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: QuantizeConfi
     if source.kind is Kind.ONNX:
         return quantize_source(ctx, source.path, config, ctx.hardware)
     network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
+    network.recipe.fits(ctx.data().sample_shape, str(inputs["checkpoint"].path))
     scheme = effective_scheme(config, ctx.hardware)
     data = split(ctx.data(), config.validation_share, ctx.seed)
     chosen = np.random.default_rng([ctx.seed, 2]).permutation(len(data.x))[: config.calibration_samples]

@@ -19,6 +19,7 @@ from hwopt.training.step import Hook
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: SparsifyConfig) -> StageResult:
     """Train under masks, and save a network whose zeros further training keeps."""
     network = checkpoints.load(inputs["checkpoint"].path, ctx.import_root, ctx.model)
+    network.recipe.fits(ctx.data().sample_shape, str(inputs["checkpoint"].path))
     module = network.module
     data = split(ctx.data(), config.validation_share, ctx.seed)
     teacher = teacher_of(ctx, inputs, config.distill)
