@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 import pytest
 from safetensors.torch import load_file
 
+from tests.conftest import Command
+
 PROFILE = """\
 name: small
 seed: 3
@@ -43,14 +45,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_train_is_short_for_train_run(folder: Path) -> None:
-    short = hwopt("train", "p.yaml", "-o", "a.safetensors", "--json", cwd=folder)
-    long = hwopt("train", "run", "p.yaml", "-o", "b.safetensors", "-q", cwd=folder)
-    assert short.returncode == long.returncode == 0, short.stderr + long.stderr
-    facts = json.loads(short.stdout)["facts"]
+def test_train_is_short_for_train_run(folder: Path, command: Command) -> None:
+    short = command("train", "p.yaml", "-o", "a.safetensors", "--json")
+    long = command("train", "run", "p.yaml", "-o", "b.safetensors", "-q")
+    assert short.code == long.code == 0, short.err + long.err
+    facts = json.loads(short.out)["facts"]
     assert facts["training_events"]["parameter_groups"][0]["optimizer"] == "adamw"
     assert facts["training_events"]["fit"]["verdict"] in {"good", "underfitting", "overfitting"}
-    assert "weight decay on 2 tensors" in short.stderr
+    assert "weight decay on 2 tensors" in short.err
     first, second = (load_file(folder / f"{n}.safetensors") for n in "ab")
     assert all((first[k] == second[k]).all() for k in first)
     assert not list(folder.glob(".*.partial"))
@@ -80,35 +82,35 @@ def test_a_killed_training_goes_on(folder: Path) -> None:
     assert all((first[k] == second[k]).all() for k in first)
 
 
-def test_compare(folder: Path) -> None:
-    done = hwopt("train", "compare", "p.yaml", "-o", "race.json", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "adamw" in done.stdout
-    assert "within noise" in done.stdout or "faster" in done.stdout or "slower" in done.stdout
+def test_compare(folder: Path, command: Command) -> None:
+    done = command("train", "compare", "p.yaml", "-o", "race.json")
+    assert done.code == 0, done.err
+    assert "adamw" in done.out
+    assert "within noise" in done.out or "faster" in done.out or "slower" in done.out
     assert len(json.loads((folder / "race.json").read_text())["trials"]) == 6
     assert not (folder / ".race.json.trials").exists()
 
 
-def test_schedule(folder: Path) -> None:
-    done = hwopt("train", "schedule", "p.yaml", "--plot", "lr.svg", "--json", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    rates = json.loads(done.stdout)["rates"]
+def test_schedule(folder: Path, command: Command) -> None:
+    done = command("train", "schedule", "p.yaml", "--plot", "lr.svg", "--json")
+    assert done.code == 0, done.err
+    rates = json.loads(done.out)["rates"]
     assert max(rate for _, rate in rates) == pytest.approx(1e-3, rel=0.02)
     ElementTree.parse(folder / "lr.svg")
-    drawn = hwopt("train", "schedule", "p.yaml", "--set", "train.schedule.name=wsd", cwd=folder)
-    assert "█" in drawn.stdout
+    drawn = command("train", "schedule", "p.yaml", "--set", "train.schedule.name=wsd")
+    assert "█" in drawn.out
 
 
-def test_probe_and_surface(folder: Path) -> None:
-    done = hwopt("train", "probe", "p.yaml", "--json", "-q", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_probe_and_surface(folder: Path, command: Command) -> None:
+    done = command("train", "probe", "p.yaml", "--json", "-q")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
     assert found["preflight"]["problems"] == []
     assert found["batch"]["chosen"] in found["batch"]["sizes"]
-    hwopt("train", "p.yaml", "-o", "a.safetensors", "-q", cwd=folder)
-    done = hwopt("train", "surface", "p.yaml", "a.safetensors", "--plot", "s.svg", "--json", "-q", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    slices = json.loads(done.stdout)["slices"]
+    command("train", "p.yaml", "-o", "a.safetensors", "-q")
+    done = command("train", "surface", "p.yaml", "a.safetensors", "--plot", "s.svg", "--json", "-q")
+    assert done.code == 0, done.err
+    slices = json.loads(done.out)["slices"]
     assert [s["name"] for s in slices] == ["random", "float → int8"]
     assert all(len(s["losses"]) == 21 and min(s["losses"]) > 0 for s in slices)
     ElementTree.parse(folder / "s.svg")
@@ -134,7 +136,7 @@ def test_probe_and_surface(folder: Path) -> None:
         (("pipeline", "validate", "p.yaml", "--set", "track=[{name: wandb, mode: onlin}]"), 2, "mode"),
     ],
 )  # fmt: skip
-def test_bad_input(folder: Path, words: tuple[str, ...], code: int, text: str) -> None:
+def test_bad_input(folder: Path, command: Command, words: tuple[str, ...], code: int, text: str) -> None:
     (folder / "broken.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Module):\n"
@@ -149,8 +151,8 @@ def test_bad_input(folder: Path, words: tuple[str, ...], code: int, text: str) -
         "    return Net(classes)\n"
     )
     (folder / "t.csv").write_text("a,y\n" + "\n".join(f"{i},{i % 2}" for i in range(50)))
-    done = hwopt(*words, cwd=folder)
-    assert done.returncode == code, done.stderr
-    assert text in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "internal error" not in done.stderr
+    done = command(*words)
+    assert done.code == code, done.err
+    assert text in done.err
+    assert "Traceback" not in done.err
+    assert "internal error" not in done.err
