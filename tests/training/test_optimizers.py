@@ -48,6 +48,8 @@ def test_the_list_is_complete() -> None:
 @pytest.mark.parametrize("name", [*CORE, *(pytest.param(n, marks=needs_extra) for n in EXTRA)])
 def test_every_optimizer_learns(name: str) -> None:
     settings = settings_for(name, epochs=30)
+    if name == "lbfgs":  # separable data has no minimum without a penalty, and L-BFGS goes to any length
+        settings = settings.model_copy(update={"l2": 1e-2})
     if name == "dadapt_sgd":  # its own rate of 1 diverges on so few samples
         settings = settings.model_copy(update={"optimizer": OptimizerSettings(name=name, lr=0.1)})
     history = fit(net(), split_blobs(), settings, seed=0, progress=silent, label="t")
