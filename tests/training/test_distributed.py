@@ -42,7 +42,7 @@ def run(folder: Path, ranks: int, **settings: object) -> dict[str, torch.Tensor]
 @pytest.mark.parametrize(
     "settings",
     [
-        {"norm": "none", "optimizer": "sgd", "parts": 1},
+        pytest.param({"norm": "none", "optimizer": "sgd", "parts": 1}, marks=pytest.mark.slow),
         {"norm": "layer", "optimizer": "adamw", "parts": 5},
     ],
     ids=["sgd", "adamw-accumulated"],

@@ -54,8 +54,17 @@ def check(settings: FitSettings, folder: Path, monkeypatch: pytest.MonkeyPatch, 
     assert equal(whole, interrupted(settings, folder, at, monkeypatch)), f"killed after step {at}"
 
 
-@pytest.mark.parametrize("schedule", sorted(table("schedule")))
-@pytest.mark.parametrize("name", CORE)
+def pairs() -> list[Any]:
+    """Every core optimizer with every schedule; those that show nothing new on the way to CI are slow."""
+    found = []
+    for name in CORE:
+        for schedule in sorted(table("schedule")):
+            fast = name in {"adamw", "muon", "lbfgs"} or schedule in {"cosine", "plateau"}
+            found.append(pytest.param(name, schedule, marks=() if fast else pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize(("name", "schedule"), pairs())
 def test_core(name: str, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = resolve("schedule", schedule)
     settings = FitSettings(
