@@ -82,11 +82,7 @@ def mine(index: Tensor) -> Tensor:
 
 def mean(value: float, n: int, whole: int) -> float:
     """Mean over all processes of a mean over ``n`` of ``whole`` samples."""
-    if not active():
-        return value
-    total = torch.tensor(value * n / whole, dtype=torch.float64, device=device())
-    distributed.all_reduce(total)
-    return float(total)
+    return total(value * n / whole) if active() else value
 
 
 def total(value: float) -> float:
