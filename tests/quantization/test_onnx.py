@@ -27,7 +27,6 @@ from tests.quantization.nets import Lambda, float_onnx, onnx_model, plain_cnn, r
 
 GENERIC = shipped("generic-cpu").quantization
 PLAIN = PtqSettings(tune=False)
-RNG = np.random.default_rng(0)
 
 
 def scheme(mode: str = "static", **weights: Any) -> QuantizationScheme:
@@ -49,8 +48,14 @@ def operators(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws the same numbers, whatever ran before it."""
+    np.random.seed(0)
+
+
 def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+    return np.random.standard_normal(shape).astype(np.float32)
 
 
 def test_static_has_the_same_scales_and_codes_as_the_torch_twin(tmp_path: Path) -> None:
@@ -178,7 +183,7 @@ def test_branches_read_the_quantized_tensor(tmp_path: Path) -> None:
     write(made.model, out, {})
     for batch in batches:
         for a, b in zip(run_onnx(source, batch), run_onnx(out, batch), strict=True):
-            np.testing.assert_allclose(b, a, atol=0.1)
+            np.testing.assert_allclose(b, a, atol=0.02 * float(np.abs(a).max()))
 
 
 def test_a_fixed_input_takes_its_branches_along(tmp_path: Path) -> None:
