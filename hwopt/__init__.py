@@ -21,14 +21,15 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Public name -> where it lives; loaded on first use so that `import hwopt` stays light.
 _PUBLIC: Final = {
-    "benchmark": "hwopt.api:benchmark",
-    "prune": "hwopt.api:prune",
-    "quantize": "hwopt.api:quantize",
-    "quantize_onnx": "hwopt.api:quantize_onnx",
-    "verify": "hwopt.api:verify",
+    "benchmark": "hwopt.api.bench:benchmark",
+    "prune": "hwopt.api.models:prune",
+    "quantize": "hwopt.api.models:quantize",
+    "quantize_onnx": "hwopt.api.models:quantize_onnx",
+    "self_test": "hwopt.api.bench:self_test",
+    "verify": "hwopt.api.models:verify",
 }
 
-__all__ = ["__version__", "benchmark", "prune", "quantize", "quantize_onnx", "verify"]
+__all__ = ["__version__", "benchmark", "prune", "quantize", "quantize_onnx", "self_test", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from hwopt.core.artifact import Kind
 from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import DeviceKind, HardwareProfile
@@ -20,6 +21,13 @@ class Optimization(StrEnum):
     NONE = "none"  # the file as written: the reference arithmetic of its Q/DQ pairs
 
 
+class Hint(StrEnum):
+    """What a runtime that can choose is told to be good at."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How a model is executed; part of every record and of the comparison."""
@@ -27,6 +35,17 @@ class Recipe:
     threads: int = 1
     optimization: Optimization = Optimization.ALL
     spinning: bool = False  # busy waiting disturbs a shared host
+    hint: Hint = Hint.LATENCY
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
+        """The inverse of ``to_json``."""
+        return cls(
+            threads=value["threads"],
+            optimization=Optimization(value["optimization"]),
+            spinning=value["spinning"],
+            hint=Hint(value["hint"]),
+        )
 
     def to_json(self) -> dict[str, JSON]:
         """Plain JSON."""
@@ -34,6 +53,7 @@ class Recipe:
             "threads": self.threads,
             "optimization": self.optimization.value,
             "spinning": self.spinning,
+            "hint": self.hint.value,
         }
 
 
@@ -46,6 +66,7 @@ class NodePrecision:
     integer: bool
     weighted: bool  # convolution or matrix product
     covers: tuple[str, ...] = ()  # operators and stored tensors of the file that it stands for
+    placement: str = ""  # where it runs, in the runtime's words: an execution provider, a device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +91,10 @@ class Runtime(Protocol):
         """Input name to NumPy type name, for example float32."""
 
     def executed(self) -> list[NodePrecision]:
-        """Precision node by node, read from the optimized graph."""
+        """Precision and placement node by node, read from the graph that runs."""
+
+    def describe(self) -> Mapping[str, JSON]:
+        """Library version, device, and every setting that the recipe came to in the runtime's own words."""
 
     def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
         """Mean time of each operator over ``runs`` inferences, by the runtime's own clock."""
@@ -116,4 +140,6 @@ class BackendSpec:
     kinds: frozenset[DeviceKind]
     probe: str  # "module:function"
     load: str  # "module:function"
-    libraries: tuple[str, ...]
+    libraries: tuple[str, ...]  # distributions whose version changes results
+    takes: frozenset[Kind] = frozenset({Kind.ONNX})
+    compiles: str | None = None  # "module:function" of a builder that needs no device

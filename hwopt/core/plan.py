@@ -44,6 +44,16 @@ class Row:
     fix: str | None = None
     applicable: bool = True  # False: the device is served, but not with a version of this kind
     notes: Mapping[str, str] = field(default_factory=dict)
+    # Where the runtime is chosen by measuring: the evaluation in each. That of the chosen one counts.
+    evaluations: Mapping[str, str] = field(default_factory=dict)  # runtime -> step key
+
+    def counted(self, runtime: str | None) -> tuple[str, ...]:
+        """The steps that make up the result once ``runtime`` is chosen; None before, or where nothing is."""
+        if not self.evaluations:
+            return self.steps
+        chosen = self.evaluations.get(runtime or "", next(iter(self.evaluations.values())))
+        others = set(self.evaluations.values()) - {chosen}
+        return tuple(key for key in self.steps if key not in others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

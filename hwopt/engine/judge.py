@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwopt.core.canonical import JSON
-from hwopt.core.measurement import Tier, Verdict
+from hwopt.core.measurement import Interval, Tier, Verdict
 from hwopt.core.profile import Requirement
 
 Result = Mapping[str, Any]
@@ -158,22 +158,35 @@ def goals_of(result: Result) -> list[Judged]:
 def choose(rows: Sequence[Result]) -> Result | None:
     """The version to ship on one target: of those that pass, the fastest; the smaller where none is faster.
 
-    A row counts as faster only where its whole latency interval lies below the other's.
+    Rows are compared by their speed-up over the float model, which was measured beside each of them, and by
+    their latency where there is none (estimates): latencies of different steps were not measured side by
+    side. A row counts as faster only where its whole interval says so.
     """
     passing = [row for row in rows if row["verdict"] == Verdict.PASS.value and row["status"] == "ok"]
     if not passing:
         return None
-    if all(row["latency_ms"] is None for row in passing):
+    speeds = {id(row): speed for row in passing if (speed := _speed(row)) is not None}
+    if not speeds:
         return min(passing, key=lambda row: (row["file_bytes"], row["accuracy_drop"]))
-    fastest = min(passing, key=lambda row: (row["latency_ms"] or {}).get("p50") or float("inf"))
-    bound = (fastest["latency_ms"] or {}).get("high")
-    level = [
-        row
-        for row in passing
-        if row is fastest
-        or (bound is not None and ((row["latency_ms"] or {}).get("low") or float("inf")) <= bound)
-    ]
+    fastest = max(speeds.values(), key=lambda speed: speed.estimate)
+    level = [row for row in passing if id(row) in speeds and speeds[id(row)].high >= fastest.low]
     return min(level, key=lambda row: (row["file_bytes"], row["accuracy_drop"]))
+
+
+def _speed(row: Result) -> Interval | None:
+    """How fast a row is, for comparing with others of its target; unknown ends are infinitely far."""
+    ratio, latency = row["speedup"], row["latency_ms"]
+    if ratio is not None and ratio["estimate"] is not None:
+        low, high = ratio["low"], ratio["high"]
+        return Interval(
+            ratio["estimate"],
+            float("-inf") if low is None else low,
+            float("inf") if high is None else high,
+        )
+    if latency is None or not latency["p50"]:
+        return None
+    low, high = latency.get("low") or latency["p50"], latency.get("high") or latency["p50"]
+    return Interval(1 / latency["p50"], 1 / high, 1 / low)
 
 
 def run_verdict(requirements: Sequence[Requirement], results: Sequence[Result]) -> Verdict:

@@ -412,8 +412,10 @@ def make_record(run_id: str, started: datetime, prepared: Prepared, state: _Run)
 
 
 def _result(row: Row, hardware: HardwareProfile | None, state: _Run) -> dict[str, Any]:
-    facts = [state.done[key].facts for key in row.steps if key in state.done]
-    failure = next((state.failures[key] for key in row.steps if key in state.failures), None)
+    timed = (state.done[key].facts.get("benchmark", {}) for key in row.steps if key in state.done)
+    counted = row.counted(next((part["runtime"] for part in timed if part), None))
+    facts = [state.done[key].facts for key in counted if key in state.done]
+    failure = next((state.failures[key] for key in counted if key in state.failures), None)
     result: dict[str, Any] = assemble(row, facts, failure, hardware)
     result["details"]["steps"] = list(row.steps)
     result["details"]["training_cost"] = training_cost(

@@ -17,8 +17,8 @@ from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Interval
 from hwopt.core.stage import StageContext, Timing
 from hwopt.errors import StageFailedError
-from hwopt.measuring.pairs import Call, compare
-from hwopt.measuring.rounds import ratios
+from hwopt.measuring.block import Call
+from hwopt.measuring.rounds import compare, quick_ratios
 from hwopt.plugins import load_reference, resolve
 
 _SESSIONS: Final = 3
@@ -57,7 +57,7 @@ class Bench:
                 runtime = self.load(path)
                 stack.callback(runtime.close)
                 calls.append(self.call(runtime))
-            return ratios(calls[0], calls[1:], seed=self.seed)
+            return quick_ratios(calls[0], calls[1:], seed=self.seed)
 
     def confirm(self, reference: onnx.ModelProto, model: onnx.ModelProto) -> Interval:
         """Latency of ``model`` over that of ``reference``, with an interval: pairs in fresh sessions."""

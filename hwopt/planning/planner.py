@@ -24,6 +24,7 @@ from hwopt.errors import ConfigError, Problem
 from hwopt.plugins import did_you_mean, installed_version, provider_version, resolve, table
 
 IMPLICIT_BASELINE: Final = "fp32"
+AUTO: Final = "auto"  # the runtime that measures faster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class _Available:
 
     hardware: HardwareProfile | None = None
     runtime: str | None = None
+    among: tuple[str, ...] = ()  # those to choose from by measuring; empty where one was named
     latency: bool = True  # whether timing here says something about the device
     unavailable: str | None = None
     fix: str | None = None
@@ -83,11 +85,19 @@ class _Builder:
                     )
                     found[(problem.problem, problem.where)] = problem
         runtime = getattr(self.profile.benchmark, "runtime", None)
-        if runtime is not None and runtime not in table("backend"):
+        named = getattr(self.profile.benchmark, "among", ())
+        for name in {runtime, *named} - {None, AUTO, *table("backend")}:
             problem = Problem(
-                problem=f"unknown runtime {runtime!r}",
+                problem=f"unknown runtime {name!r}",
                 where=self.profile.where("benchmark"),
-                fix=did_you_mean(runtime, table("backend")),
+                fix=did_you_mean(name, table("backend")),
+            )
+            found[(problem.problem, problem.where)] = problem
+        if named and runtime != AUTO:
+            problem = Problem(
+                problem="benchmark.among lists runtimes to choose from, and benchmark.runtime does not say auto",
+                where=self.profile.where("benchmark"),
+                fix="write runtime: auto, or leave out among",
             )
             found[(problem.problem, problem.where)] = problem
         for candidate in self.candidates:
@@ -182,7 +192,13 @@ class _Builder:
                 f"not measured: this CPU has {more}, so its speed is not that of {hardware.name}"
             )
         asked = getattr(self.profile.benchmark, "runtime", None)
-        names = [name for name in hardware.runtimes if asked in {None, name}]
+        names = [name for name in hardware.runtimes if asked in {None, AUTO, name}]
+        if asked == AUTO:  # any that deploys ONNX files on such a device
+            named = getattr(self.profile.benchmark, "among", ())
+            names = [
+                n for n in dict.fromkeys([*names, *table("backend")]) if n in (named or table("backend"))
+            ]
+            names = [n for n in names if n in hardware.runtimes or self.deploys(n, hardware)]
         if not names:
             result.unavailable = f"{hardware.name} has no runtime {asked}"
             result.fix = f"its runtimes are {', '.join(hardware.runtimes)}"
@@ -202,13 +218,24 @@ class _Builder:
                     (f"{name}: the device here is {state.device} ({state.isa}), not a {hardware.name}", None)
                 )
                 continue
+            if state.available and asked == AUTO:
+                result.runtime = result.runtime or name
+                result.among = (*result.among, name)
+                continue
             if state.available:
                 result.runtime = name
                 return result
             reasons.append((f"{name}: {state.reason}", state.fix))
+        if result.runtime is not None:
+            return result
         result.unavailable = "; ".join(reason for reason, _ in reasons)
         result.fix = next((fix for _, fix in reasons if fix), None)
         return result
+
+    def deploys(self, name: str, hardware: HardwareProfile) -> bool:
+        """Whether a backend runs ONNX files on a kind of device."""
+        spec: BackendSpec = resolve("backend", name)
+        return hardware.kind in spec.kinds and Kind.ONNX in spec.takes
 
     # --- steps ------------------------------------------------------------------------------------------
 
@@ -261,26 +288,26 @@ class _Builder:
             "float_twin": Source(step=float_export.step, port="twin"),
         }
         emulated = hardware.kind is DeviceKind.FPGA
-        evaluate: StageSpec = resolve("stage", "evaluate")
-        config = evaluate.config.model_validate(
-            {
-                "runtime": "onnxruntime" if emulated else here.runtime,
-                "optimization": Optimization.NONE if emulated else Optimization.ALL,
-                "allow_float": any(getattr(link.config, "allow_float", False) for link in candidate.chain),
-            }
-        )
         place = f"{candidate.name} on {target.name}"
-        done = self.add(
-            "evaluate", f"evaluate {place}", config, hardware, {"model": model, **twins}, target.where
-        )
-        steps.append(self.steps[done.step])
+        evaluations: dict[str, str] = {}
+        for runtime in here.among or ("onnxruntime" if emulated else here.runtime or "",):
+            evaluate = self.evaluate_config(candidate, runtime, emulated, here)
+            label = f"evaluate {place}" + (f" in {runtime}" if here.among else "")
+            sources = {"model": model, **twins}
+            done = self.add("evaluate", label, evaluate, hardware, sources, target.where)
+            steps.append(self.steps[done.step])
+            evaluations[runtime] = done.step
+        if here.among:
+            row = replace(row, evaluations=evaluations)
         if emulated:
             done = self.add(
                 "estimate", f"estimate {place}", NoOptions(), hardware, {"model": model}, target.where
             )
             steps.append(self.steps[done.step])
         elif here.latency:
-            benchmark = self.profile.benchmark.model_copy(update={"runtime": here.runtime})
+            several = here.among if len(here.among) > 1 else ()
+            chosen = {"runtime": AUTO if several else here.runtime, "among": several}
+            benchmark = self.profile.benchmark.model_copy(update=chosen)
             done = self.add(
                 "benchmark",
                 f"benchmark {place}",
@@ -291,6 +318,24 @@ class _Builder:
             )
             steps.append(self.steps[done.step])
         return replace(row, steps=tuple(dict.fromkeys(step.key for step in steps)))
+
+    def evaluate_config(
+        self, candidate: Candidate, runtime: str, emulated: bool, here: _Available
+    ) -> Settings:
+        """The same recipe as the benchmark's: accuracy and latency are those of one execution."""
+        spec: StageSpec = resolve("stage", "evaluate")
+        allowed = any(getattr(link.config, "allow_float", False) for link in candidate.chain)
+        return spec.config.model_validate(
+            {
+                "runtime": runtime,
+                "optimization": Optimization.NONE if emulated else Optimization.ALL,
+                "threads": getattr(self.profile.benchmark, "threads", 1),
+                "spinning": getattr(self.profile.benchmark, "spinning", False),
+                # The file is made for the device's first runtime; another may run parts of it in float, which
+                # the report then says.
+                "allow_float": allowed or (runtime != here.runtime and not emulated),
+            }
+        )
 
     def chained(self, candidate: Candidate, target: Target) -> tuple[Source, list[Step]]:
         """The steps of a candidate's chain, and what the last of them gives."""
@@ -387,10 +432,10 @@ class _Builder:
         if spec.measured or timed:
             facts["host"] = self.world.host.to_json()
             runtime: Any = getattr(getattr(config, "timing", config), "runtime", None)
-            if runtime is not None:
-                backend: BackendSpec = resolve("backend", runtime)
-                facts["runtime_libraries"] = {name: _version(name) for name in backend.libraries}
-                facts["device"] = self.world.probe(runtime).device
+            names = getattr(config, "among", ()) or ((runtime,) if runtime else ())
+            backends: list[BackendSpec] = [resolve("backend", name) for name in names]
+            facts["runtime_libraries"] = {n: _version(n) for b in backends for n in b.libraries}
+            facts["device"] = [self.world.probe(name).device for name in names]
         if not spec.measured:
             facts["threads"] = self.profile.threads
         return digest_of(facts)

@@ -117,19 +117,23 @@ def warnings(record: Record) -> list[str]:
             fix = r["details"].get("fix")
             found.append(f"{place} failed: {r['reason']}" + (f" → {fix}" if fix else ""))
             continue
-        ratio = r["speedup"]
-        if ratio and ratio["high"] is not None and ratio["high"] < 1:
-            base = next(
-                (b for b in record["results"] if _is_baseline(b) and b["target"] == r["target"]), None
+        benchmark = r["details"].get("benchmark", {})
+        if benchmark.get("no_faster_because"):
+            own = benchmark["speedup_in_its_runtime"]
+            slower = own["high"] is not None and own["high"] < 1
+            why = "; ".join(f"{c['text']} → {c['fix']}" for c in benchmark["no_faster_because"])
+            found.append(
+                f"{place} is {'slower' if slower else 'no faster'} than float: {speedup(own)}; {why}"
             )
-            found.append(f"{place} is slower than float: {speedup(ratio)}{_where(r, base)}")
-        pairs = r["details"].get("benchmark", {}).get("pairs", {})
+        pairs = benchmark.get("pairs", {})
         if pairs.get("degraded"):
             found.append(
                 f"{place}: only {pairs['clean_share']:.0%} of the timed pairs were undisturbed; the machine "
                 "was busy"
             )
-        if pairs.get("steady") is False:
+        if pairs.get("session_effect"):
+            found.append(f"{place}: sessions of one model differ by more than the interval; it is too narrow")
+        if benchmark.get("steady") is False:
             found.append(f"{place}: the runtime did not reach a steady state before timing")
         floats = r["details"].get("evaluation", {}).get("float_operators") or []
         share = r["integer_share"]
@@ -174,11 +178,6 @@ def _brings(r: Mapping[str, Any]) -> str:
     if ratio["low"] > 1:
         return text + f", and it is faster: {speedup(ratio)}"
     return text + f", and no faster on this runtime: {speedup(ratio)}"
-
-
-def _is_baseline(result: Mapping[str, Any]) -> bool:
-    ratio = result["speedup"]
-    return bool(ratio) and ratio["low"] == ratio["high"] == 1.0
 
 
 def _where(slow: Mapping[str, Any], fast: Mapping[str, Any] | None) -> str:

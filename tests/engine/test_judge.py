@@ -109,7 +109,7 @@ def test_run_passes_where_every_target_has_a_version() -> None:
 def test_choice_is_the_fastest_and_among_equals_the_smallest() -> None:
     def row(name: str, low: float, high: float, size: int, verdict: str = "PASS") -> dict[str, Any]:
         latency = {"p50": (low + high) / 2, "low": low, "high": high}
-        return result(candidate=name, latency_ms=latency, file_bytes=size, verdict=verdict)
+        return result(candidate=name, latency_ms=latency, speedup=None, file_bytes=size, verdict=verdict)
 
     rows = [row("slow", 2.0, 2.1, 1), row("fast", 1.0, 1.1, 900), row("level", 1.05, 1.2, 500)]
     assert choose(rows)["candidate"] == "level"  # type: ignore[index]
@@ -120,6 +120,12 @@ def test_choice_is_the_fastest_and_among_equals_the_smallest() -> None:
         {**row("small", 1, 2, 250), "latency_ms": None},
     ]
     assert choose(untimed)["candidate"] == "small"  # type: ignore[index]
+    # Latencies of different steps are not comparable; speed-ups over one float model are.
+    paired = [
+        {**row("busy hour", 2.0, 2.1, 900), "speedup": {"estimate": 2.0, "low": 1.9, "high": 2.1}},
+        {**row("quiet hour", 1.0, 1.1, 900), "speedup": {"estimate": 1.5, "low": 1.4, "high": 1.6}},
+    ]
+    assert choose(paired)["candidate"] == "busy hour"  # type: ignore[index]
 
 
 def pruned(estimate: float, low: float, high: float, *, goal: float = 0.5) -> dict[str, Any]:

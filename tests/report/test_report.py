@@ -88,6 +88,10 @@ def test_warnings_name_versions_slower_than_float(digits_run: DigitsRun) -> None
     record: Any = copy.deepcopy(digits_run.record)
     row = next(r for r in record["results"] if r["candidate"] == "int8-ptq" and r["target"] == "host-cpu")
     row["speedup"] = {"estimate": 0.8, "low": 0.78, "high": 0.82}
+    row["details"]["benchmark"]["speedup_in_its_runtime"] = row["speedup"]
+    row["details"]["benchmark"]["no_faster_because"] = [
+        {"cause": "fallback", "text": "3 operators run in float", "operators": [], "fix": "quantize them"}
+    ]
     row["details"]["benchmark"]["pairs"]["degraded"] = True
     found = warnings(record)
     assert any("int8-ptq on host-cpu is slower than float: 0.80× [0.78, 0.82]" in text for text in found)

@@ -13,6 +13,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 
 from hwopt.core.backend import NodePrecision, OperatorTime, Optimization, Recipe
+from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import HardwareProfile
 from hwopt.errors import StageFailedError
@@ -130,6 +131,17 @@ class OnnxRuntime:
             graph = onnx.load(path).graph
         return [precision_of(node) for node in graph.node]
 
+    def describe(self) -> Mapping[str, JSON]:
+        """Version, provider and session options."""
+        return {
+            "library": f"onnxruntime {onnxruntime.__version__}",
+            "provider": str(self._session.get_providers()[0]),
+            "intra_op_num_threads": self._recipe.threads,
+            "allow_spinning": self._recipe.spinning,
+            "graph_optimization_level": self._recipe.optimization.value,
+            "keeps_signed_activations": self._signed,
+        }
+
     def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
         """From ONNX Runtime's own profiler, in a session of its own."""
         with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +185,12 @@ def precision_of(node: onnx.NodeProto) -> NodePrecision:
     integer = node.op_type in _INTEGER_WEIGHTED | _INTEGER_OTHER
     weighted = node.op_type in _INTEGER_WEIGHTED | _FLOAT_WEIGHTED
     return NodePrecision(
-        name=node.name, op=node.op_type, integer=integer, weighted=weighted, covers=tuple(node.input)
+        name=node.name,
+        op=node.op_type,
+        integer=integer,
+        weighted=weighted,
+        covers=tuple(node.input),
+        placement="CPU",
     )
 
 

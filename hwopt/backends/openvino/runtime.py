@@ -10,6 +10,7 @@ import numpy as np
 import openvino
 
 from hwopt.core.backend import NodePrecision, OperatorTime, Optimization, Recipe
+from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import HardwareProfile
 from hwopt.errors import StageFailedError
@@ -49,8 +50,8 @@ class OpenVino:
     def _compile(self, more: Mapping[str, Any]) -> Any:
         config: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": self._recipe.threads,
-            "NUM_STREAMS": "1",
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",  # calls come one after the other
+            "PERFORMANCE_HINT": self._recipe.hint.value.upper(),
             "ENABLE_CPU_PINNING": False,
             # What is not integer runs in float32: the CPU plug-in would choose bfloat16 where it has it.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -92,6 +93,21 @@ class OpenVino:
         """Read from the graph that the plug-in executes."""
         return [precision_of(op) for op in self._compiled.get_runtime_model().get_ops()]
 
+    def describe(self) -> Mapping[str, JSON]:
+        """Version, device and the properties that the plug-in settled on."""
+        names = (
+            "INFERENCE_NUM_THREADS",
+            "NUM_STREAMS",
+            "PERFORMANCE_HINT",
+            "INFERENCE_PRECISION_HINT",
+            "ENABLE_CPU_PINNING",
+        )
+        return {
+            "library": f"openvino {openvino.get_version()}",
+            "device": "CPU",
+            **{name.lower(): str(self._compiled.get_property(name)) for name in names},
+        }
+
     def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
         """From the plug-in's performance counters, in a compiled model of its own."""
         request = self._compile({"PERF_COUNT": True}).create_infer_request()
@@ -123,6 +139,7 @@ def precision_of(op: Any) -> NodePrecision:
         integer=text("runtimePrecision") in _INTEGER,
         weighted=kind in _WEIGHTED,
         covers=tuple(name for name in text("originalLayersNames").split(",") if name),
+        placement="CPU",
     )
 
 

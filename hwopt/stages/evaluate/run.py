@@ -29,7 +29,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
     if ctx.hardware is None:
         raise StageFailedError("evaluate needs a device")
     backend: BackendSpec = resolve("backend", config.runtime)
-    recipe = Recipe(threads=config.threads, optimization=config.optimization)
+    recipe = Recipe(threads=config.threads, spinning=config.spinning, optimization=config.optimization)
     runtime: Runtime = load_reference(backend.load)(inputs["model"].path, recipe, ctx.hardware)
     try:
         x = ctx.data().x_test
@@ -76,6 +76,8 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
             "agreement": float((predicted == twin.argmax(1)).mean()),
             "integer_share": share,
             "evaluation": {
+                "runtime": config.runtime,
+                "model_digest": inputs["model"].digest,
                 "samples": n,
                 "accuracy_interval": {"low": low, "high": high},
                 "accuracy_drop_interval": drop.to_json(),

@@ -16,12 +16,13 @@ class EvaluateConfig(Settings):
     runtime: str = "onnxruntime"
     optimization: Optimization = Optimization.ALL
     threads: int = 1
+    spinning: bool = False
     allow_float: bool = False  # whether operators that the file asks to run in integer may run in float
 
 
 SPEC: Final = StageSpec(
     name="evaluate",
-    version=3,
+    version=4,
     summary="accuracy, agreement with the torch network, executed precision",
     config=EvaluateConfig,
     run="hwopt.stages.evaluate.run:run",

@@ -1,4 +1,4 @@
-"""The rooms without the pipeline: what ``import hwopt`` offers."""
+"""Quantize, prune and verify without the pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from hwopt.comparison import Call
 from hwopt.comparison import compare as compare_outputs
 from hwopt.core.artifact import Kind
 from hwopt.core.backend import BackendSpec, Optimization, Recipe
-from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.measurement import Tier
@@ -40,8 +39,6 @@ from hwopt.quantization.onnx_ptq import quantize_onnx as quantize_model
 from hwopt.quantization.ptq import quantize_module
 from hwopt.quantization.settings import PtqSettings
 from hwopt.slimming import Slimmer
-from hwopt.stages.benchmark.run import measure
-from hwopt.stages.benchmark.spec import BenchmarkConfig
 from hwopt.stages.prune.spec import PruneConfig
 from hwopt.stages.quantize.spec import QuantizeConfig, check, check_input, effective_scheme
 from hwopt.store.atomic import copy_file
@@ -118,51 +115,6 @@ def prune(
     slimmer.cut_to(widths, scores)
     facts["cuts"] = [{"layer": name, "before": first[name], "after": widths[name]} for name in first]
     return slimmer.module, facts
-
-
-def benchmark(
-    models: Sequence[str | Path],
-    *,
-    target: str = "host-cpu",
-    batch: int = 1,
-    threads: int = 1,
-    budget_seconds: float = 6.0,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure ONNX files on a device that is here; the first is the baseline of the others.
-
-    Returns:
-        JSON with one entry a model: latency in ms, speed-up over the first with its interval, executed
-        operators, and the share of weighted operators that run in integer.
-    """
-    hardware = device(target)
-    paths = [Path(model) for model in models]
-    for path in paths:
-        check_model(path)
-    config = BenchmarkConfig(
-        runtime=runtime_of(hardware), batch=batch, threads=threads, budget_seconds=budget_seconds
-    )
-    sample = _random_input(paths[0], config, hardware, seed)
-    results: list[JSON] = []
-    for index, path in enumerate(paths):
-        facts, _ = measure(
-            path, paths[0] if index else None, sample=sample, config=config, hardware=hardware, seed=seed
-        )
-        backend: BackendSpec = resolve("backend", str(config.runtime))
-        runtime = load_reference(backend.load)(path, Recipe(threads=threads), hardware)
-        nodes = runtime.executed()
-        runtime.close()
-        weighted = [node for node in nodes if node.weighted]
-        results.append(
-            {
-                "model": str(path),
-                "tier": Tier.MEASURED.value,
-                **facts,
-                "file_bytes": path.stat().st_size,
-                "integer_share": sum(n.integer for n in weighted) / len(weighted) if weighted else None,
-            }
-        )
-    return {"schema_version": 1, "target": target, "device": hardware.name, "results": results}
 
 
 def quantize_onnx(
@@ -369,23 +321,3 @@ def _reference(
         return outputs
 
     return onnx_call
-
-
-def _random_input(path: Path, config: BenchmarkConfig, hardware: HardwareProfile, seed: int) -> Array:
-    backend: BackendSpec = resolve("backend", str(config.runtime))
-    runtime = load_reference(backend.load)(path, Recipe(), hardware)
-    shapes = runtime.inputs()
-    runtime.close()
-    if len(shapes) != 1:
-        raise ConfigError(
-            f"the model has {len(shapes)} inputs: {', '.join(shapes)}",
-            where=str(path),
-            fix="models with one float32 input can be measured so far",
-        )
-    ((_, shape),) = shapes.items()
-    if any(size is None for size in shape[1:]):
-        raise ConfigError(
-            f"the input has the shape {list(shape)}: only the first axis may be dynamic", where=str(path)
-        )
-    full = (shape[0] or config.batch, *(int(size or 1) for size in shape[1:]))
-    return np.random.default_rng(seed).random(full, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""The rooms without the pipeline: what ``import hwopt`` offers."""

@@ -1,0 +1,233 @@
+"""Models timed against each other in fresh processes: everything that is reported as measured comes from here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hwopt.core.backend import NodePrecision, OperatorTime, Recipe
+from hwopt.core.canonical import JSON
+from hwopt.core.dataset import Array
+from hwopt.core.hardware import HardwareProfile
+from hwopt.core.measurement import Interval
+from hwopt.errors import HwoptError
+from hwopt.latency.reference import VERSION as REFERENCE_VERSION
+from hwopt.latency.workers import Process
+from hwopt.measuring.comparison import Comparison
+from hwopt.measuring.percentiles import SAMPLES, SECONDS, percentiles
+from hwopt.measuring.preflight import Preflight, cpu_ticks, preflight, steal_since
+from hwopt.measuring.rounds import Rounds, measure
+
+SESSIONS: Final = 2  # fresh loads of each side in each process
+_PROFILED: Final = 50  # inferences whose operators are timed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One model under one recipe, with the inputs it is called with."""
+
+    model: Path
+    runtime: str  # name of the backend
+    hardware: HardwareProfile
+    feed: Mapping[str, Array]
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def to_json(self, feed: Path) -> dict[str, JSON]:
+        """For the process that loads it."""
+        return {
+            "model": str(self.model.resolve()),
+            "runtime": self.runtime,
+            "hardware": self.hardware.to_json(),
+            "recipe": self.recipe.to_json(),
+            "feed": str(feed),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long and how exactly."""
+
+    seed: int = 0
+    half_width: float = 0.01
+    budget_seconds: float = 6.0
+    processes: int = 2
+    sessions: int = SESSIONS
+    gap_seconds: float | None = None  # paced: a pause before every call
+    margin: float | None = None  # stop once it is decided whether a side is slower by more than this
+    reference: bool = True  # time the reference workload beside the models
+    samples: int = SAMPLES  # single calls, for percentiles; 0 for none
+    sample_seconds: float = SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What came of one set of rounds."""
+
+    rounds: Rounds
+    times: tuple[tuple[float, ...], ...]  # seconds of single calls, by side
+    steady: bool
+    preflight: Preflight
+    steal: float | None  # share of CPU time that the hypervisor took away meanwhile
+    sides: int
+
+    def compare(self, candidate: int, baseline: int = 0) -> Comparison:
+        """Two sides, round by round."""
+        return self.rounds.compare(candidate, baseline)
+
+    def latency_ms(self, side: int) -> dict[str, float | int | None]:
+        """Percentiles in milliseconds."""
+        found = percentiles(self.times[side])
+        return {k: v if k == "count" or v is None else v * 1e3 for k, v in found.items()}
+
+    def fastest(self, sides: Sequence[int]) -> tuple[int, dict[int, JSON]]:
+        """Of some sides the fastest, and the speed of each over it.
+
+        A later one replaces an earlier one only where its whole interval says faster.
+        """
+        best = sides[0]
+        for side in sides[1:]:
+            if self.compare(side, best).interval().low > 1:
+                best = side
+        alone = Interval(1.0, 1.0, 1.0)
+        ratios = {s: alone if s == best else self.compare(s, best).interval() for s in sides}
+        return best, {side: ratio.to_json() for side, ratio in ratios.items()}
+
+    def reference(self, side: int) -> dict[str, JSON] | None:
+        """The reference workload's time, and the model's as a multiple of it; None where it was left out."""
+        if self.sides == len(self.rounds.blocks[0]):
+            return None
+        multiple = self.rounds.compare(self.sides, side).interval()  # side over reference
+        return {
+            "version": REFERENCE_VERSION,
+            "milliseconds": self.rounds.seconds(self.sides) * 1e3,
+            "multiple": multiple.to_json(),
+        }
+
+
+def measure_all(candidates: Sequence[Candidate], effort: Effort) -> Measured:
+    """Randomized complete rounds of all candidates; the first is the baseline.
+
+    Raises:
+        StageFailedError: a runtime refused a model, crashed or hung.
+    """
+    looked, ticks = preflight(), cpu_ticks()
+    compared = list(range(1, len(candidates)))
+    with _loaded(candidates, effort) as (processes, steady):
+        rounds = measure(
+            processes,
+            sides=len(candidates) + effort.reference,
+            sessions=effort.sessions,
+            seed=effort.seed,
+            half_width=effort.half_width,
+            budget_seconds=effort.budget_seconds,
+            # A model alone is compared with the reference workload: its latency in multiples of it.
+            compared=compared or [len(candidates)] * effort.reference,
+            margin=effort.margin,
+        )
+        times = [_sampled(processes, side, effort) for side in range(len(candidates))]
+    return Measured(
+        rounds=rounds,
+        times=tuple(times),
+        steady=steady,
+        preflight=looked,
+        steal=steal_since(ticks),
+        sides=len(candidates),
+    )
+
+
+@contextmanager
+def _loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[list[Process], bool]]:
+    with ExitStack() as stack:
+        sides = _written(candidates, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        processes, steady = [], True
+        for _ in range(effort.processes):
+            process = stack.enter_context(Process(max(c.recipe.threads for c in candidates)))
+            answer = process.ask(
+                "load",
+                sides=sides,
+                sessions=effort.sessions,
+                reference=effort.reference,
+                gap_seconds=effort.gap_seconds,
+            )
+            steady = steady and answer["steady"]
+            processes.append(process)
+        yield processes, steady
+
+
+def _written(candidates: Sequence[Candidate], folder: Path) -> list[JSON]:
+    """The inputs as files, equal ones once, and the sides as JSON."""
+    feeds: dict[int, Path] = {}
+    for candidate in candidates:
+        if id(candidate.feed) not in feeds:
+            path = folder / f"{len(feeds)}.npz"
+            np.savez(path, **dict[str, Any](candidate.feed))
+            feeds[id(candidate.feed)] = path
+    return [candidate.to_json(feeds[id(candidate.feed)]) for candidate in candidates]
+
+
+def _sampled(processes: Sequence[Process], side: int, effort: Effort) -> tuple[float, ...]:
+    """Single calls, an equal share in every process."""
+    if not effort.samples:
+        return ()
+    times: list[float] = []
+    for process in processes:
+        answer = process.ask(
+            "sample",
+            side=side,
+            samples=-(-effort.samples // len(processes)),
+            seconds=effort.sample_seconds / len(processes),
+            gap_seconds=effort.gap_seconds,
+        )
+        times += answer["seconds"]
+    return tuple(times)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """What a runtime says of a model that it has loaded."""
+
+    operators: tuple[OperatorTime, ...]
+    nodes: tuple[NodePrecision, ...]
+    describe: Mapping[str, JSON]
+    footprint: Mapping[str, JSON]
+    joules: float | None
+
+
+def look_inside(candidate: Candidate) -> Inside:
+    """Operators with time and precision; memory, load time and first inference, each in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        (side,) = _written([candidate], Path(folder))
+        with Process(candidate.recipe.threads) as process:
+            footprint = process.ask("footprint", side=side)
+        with Process(candidate.recipe.threads) as process:
+            process.ask("load", sides=[side], sessions=1, reference=False, gap_seconds=None)
+            found = process.ask("operators", side=0, runs=_PROFILED)
+            energy = process.ask("energy", side=0)
+    return Inside(
+        operators=tuple(OperatorTime(name=n, op=op, seconds=s) for n, op, s in found["times"]),
+        nodes=tuple(
+            NodePrecision(name=n, op=op, integer=i, weighted=w, covers=tuple(c), placement=p)
+            for n, op, i, w, c, p in found["nodes"]
+        ),
+        describe=found["describe"],
+        footprint=footprint,
+        joules=energy["joules"],
+    )
+
+
+def working(candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[str, str]]:
+    """Those that load and run, and why the others do not, by runtime."""
+    kept, refused = [], {}
+    for candidate in candidates:
+        try:
+            with _loaded([candidate], Effort(processes=1, sessions=1, reference=False)):
+                kept.append(candidate)
+        except HwoptError as error:
+            refused[candidate.runtime] = error.problems[0].problem
+    return kept, refused

@@ -1,0 +1,178 @@
+"""The process that measures: it loads models, runs rounds, and answers one line of JSON a question.
+
+``python -m hwopt.latency.worker``; ``workers.py`` is the other end. A process of its own because a fresh one
+has a memory layout of its own, because its peak memory is the model's alone, and because a runtime that
+crashes then takes no pipeline along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hwopt.core.backend import BackendSpec, Recipe, Runtime
+from hwopt.core.dataset import Array
+from hwopt.core.hardware import DeviceKind, HardwareProfile
+from hwopt.errors import HwoptError
+from hwopt.measuring.block import Call
+from hwopt.measuring.energy import joules_a_call, package_counter
+from hwopt.measuring.percentiles import sample
+from hwopt.measuring.sides import Round, Sides
+from hwopt.plugins import load_reference, resolve
+
+Answer = dict[str, Any]
+_PEAK_RESET: Final = Path("/proc/self/clear_refs")
+
+
+class Worker:
+    """State of the process: the sessions of every side."""
+
+    def __init__(self) -> None:
+        self._runtimes: list[list[Runtime]] = []
+        self._feeds: list[dict[str, Array]] = []
+        self._sides: Sides | None = None
+
+    def load(self, asked: Mapping[str, Any]) -> Answer:
+        """Fresh sessions of every side, and the reference workload as the last one."""
+        calls: list[list[Call]] = []
+        for side in asked["sides"]:
+            runtimes = [_load(side) for _ in range(asked["sessions"])]
+            self._runtimes.append(runtimes)
+            self._feeds.append(_feed(side))
+            calls.append([_call(runtime, self._feeds[-1]) for runtime in runtimes])
+        waits = [side["hardware"]["kind"] == DeviceKind.GPU.value for side in asked["sides"]]
+        if asked["reference"]:
+            make: Callable[[], Call] = load_reference("hwopt.latency.reference:reference")
+            calls.append([make()] * asked["sessions"])
+            waits.append(False)
+        self._sides = Sides(calls, waits=waits, gap_seconds=asked["gap_seconds"])
+        return {"steady": self._sides.steady}
+
+    def rounds(self, asked: Mapping[str, Any]) -> Answer:
+        """Seconds of a call and cleanness, by round and side."""
+        if self._sides is None:
+            raise ValueError("nothing is loaded")
+        rounds = [Round(order=tuple(o), session=tuple(s)) for o, s in asked["rounds"]]
+        return {"blocks": [[[b.seconds, b.clean] for b in blocks] for blocks in self._sides.rounds(rounds)]}
+
+    def sample(self, asked: Mapping[str, Any]) -> Answer:
+        """Seconds of single calls."""
+        call = _call(self._runtimes[asked["side"]][0], self._feeds[asked["side"]])
+        found = sample(
+            call, samples=asked["samples"], seconds=asked["seconds"], gap=asked["gap_seconds"] or 0.0
+        )
+        return {"seconds": found}
+
+    def operators(self, asked: Mapping[str, Any]) -> Answer:
+        """Mean time of each operator, by the runtime's own clock, and the precision of each."""
+        runtime = self._runtimes[asked["side"]][0]
+        times = runtime.profile(self._feeds[asked["side"]], asked["runs"])
+        nodes = runtime.executed()
+        return {
+            "times": [[t.name, t.op, t.seconds] for t in times],
+            "nodes": [[n.name, n.op, n.integer, n.weighted, list(n.covers), n.placement] for n in nodes],
+            "describe": dict(runtime.describe()),
+        }
+
+    def energy(self, asked: Mapping[str, Any]) -> Answer:
+        """Joules a call, where the processor's counter can be read."""
+        counter = package_counter()
+        if counter is None:
+            return {"joules": None}
+        call = _call(self._runtimes[asked["side"]][0], self._feeds[asked["side"]])
+        return {"joules": joules_a_call(call, counter), "counter": counter.name}
+
+    def footprint(self, asked: Mapping[str, Any]) -> Answer:
+        """Peak memory, load time and time of the first inference; ask it of a process that did nothing else."""
+        side = asked["side"]
+        backend: BackendSpec = resolve("backend", side["runtime"])
+        load_reference(backend.load)  # importing the runtime's library is not loading the model
+        feed = _feed(side)
+        before = _peak_bytes(reset=True)
+        start = time.perf_counter()
+        runtime = _load(side)
+        loaded = time.perf_counter()
+        runtime.run(feed)
+        ran = time.perf_counter()
+        runtime.run(feed)
+        after = _peak_bytes(reset=False)
+        runtime.close()
+        return {
+            "load_seconds": loaded - start,
+            "first_seconds": ran - loaded,
+            "peak_bytes": after,
+            "added_bytes": max(after - before, 0),
+        }
+
+
+def _load(side: Mapping[str, Any]) -> Runtime:
+    backend: BackendSpec = resolve("backend", side["runtime"])
+    hardware = HardwareProfile.model_validate_json(json.dumps(side["hardware"]))
+    runtime: Runtime = load_reference(backend.load)(
+        Path(side["model"]), Recipe.from_json(side["recipe"]), hardware
+    )
+    return runtime
+
+
+def _feed(side: Mapping[str, Any]) -> dict[str, Array]:
+    with np.load(side["feed"], allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _call(runtime: Runtime, feed: dict[str, Array]) -> Call:
+    return lambda: runtime.run(feed)
+
+
+def _peak_bytes(*, reset: bool) -> int:
+    """VmHWM of proc(5); ``reset`` lowers it to what is resident now. Elsewhere getrusage's, which only grows."""
+    if _PEAK_RESET.exists():
+        if reset:
+            _PEAK_RESET.write_text("5")
+        for line in Path("/proc/self/status").read_text().split("\n"):
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Answer questions until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end decides what Ctrl-C means
+    # What libraries print must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker()
+    operations: Sequence[str] = ("load", "rounds", "sample", "operators", "energy", "footprint")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            if asked["op"] not in operations:
+                raise ValueError(f"no operation {asked['op']!r}")
+            answer: Answer = getattr(worker, asked["op"])(asked)
+        except HwoptError as error:
+            first = error.problems[0]
+            answer = {
+                "error": {
+                    "problem": first.problem,
+                    "where": first.where,
+                    "fix": first.fix,
+                    "kind": type(error).__name__,
+                }
+            }
+        except Exception as error:  # a runtime's own exceptions share no base class but Exception
+            text = (str(error).splitlines() or [""])[0]
+            answer = {"error": {"problem": f"{type(error).__name__}: {text}", "where": None, "fix": None}}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
