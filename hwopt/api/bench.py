@@ -37,6 +37,8 @@ from hwopt.quantization.onnx_net import signature
 
 Scenario = Literal["single", "batch", "paced"]
 AUTO: Final = "auto"
+_PARTS: Final = 20  # a planted difference is one part in so many: 5 %
+_PLANT_EVERY: Final = 3
 _BATCH: Final = 32  # of the scenario batch, unless one is given
 _RATE: Final = 10.0  # calls a second of the scenario paced, unless one is given
 
@@ -316,7 +318,8 @@ def self_test(
 ) -> dict[str, Any]:
     """One file as both sides, again and again: how often this machine makes the method say something false.
 
-    Every comparison has fresh processes and sessions.
+    Every comparison has fresh processes and sessions. After every third, a difference of 5 % is planted by an
+    exact count of inferences, to see that the method is not merely blind.
 
     Args:
         model: an ONNX file; a small convolution of hwopt's own if left out.
@@ -339,12 +342,15 @@ def self_test(
             feed=feed_of(path, chosen.samples, chosen.seed),
             recipe=Recipe(threads=chosen.threads, spinning=chosen.spinning),
         )
-        found = []
+        found, planted = [], []
         for index in range(comparisons):
             effort = replace(
                 chosen.effort(), seed=chosen.seed + index, margin=margin, reference=False, samples=0
             )
             found.append(measure_all([side, side], effort).compare(1))
+            if index % _PLANT_EVERY == 0:  # the same file, and one inference in twenty more
+                sides = [replace(side, inferences=_PARTS), replace(side, inferences=_PARTS + 1)]
+                planted.append(measure_all(sides, effort).compare(1))
             ratio = found[-1].interval()
             progress(f"{index + 1}/{comparisons}: {ratio.estimate:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]")
     intervals = [one.interval() for one in found]
@@ -360,6 +366,11 @@ def self_test(
         "margin": margin,
         "verdicts": {v.value: verdicts.count(v) for v in Verdict},
         "false_claims": sum(i.low > 1 or i.high < 1 for i in known),
+        "planted": {
+            "truth": _PARTS / (_PARTS + 1),
+            "verdicts": {v.value: sum(one.verdict(margin) is v for one in planted) for v in Verdict},
+            "estimates": [one.interval().estimate for one in planted],
+        },
         "bias": statistics.mean(i.estimate for i in intervals) - 1,
         "error_median": statistics.median(errors),
         "error_p95": float(np.percentile(errors, 95)),

@@ -157,11 +157,16 @@ def _notes(r: dict[str, Any]) -> list[str]:
 def _say_self_test(found: dict[str, Any]) -> None:
     verdicts = ", ".join(f"{count} {name}" for name, count in found["verdicts"].items())
     half = "unknown" if found["half_width_median"] is None else f"{found['half_width_median']:.2%}"
+    planted = found["planted"]
     click.echo(
         f"{found['comparisons']} comparisons of one file with itself in {found['runtime']}: {verdicts} at "
         f"{found['margin']:.0%}; {found['false_claims']} intervals without the truth; bias {found['bias']:+.2%}, "
         f"error {found['error_median']:.2%} (95 %: {found['error_p95']:.2%}), half-width {half}, "
         f"{found['clean_share']:.0%} of the pairs undisturbed (measured)"
+    )
+    click.echo(
+        f"{len(planted['estimates'])} comparisons with 5 % more work: {planted['verdicts']['FAIL']} found, "
+        f"{planted['verdicts']['INCONCLUSIVE']} inconclusive, {planted['verdicts']['PASS']} missed (measured)"
     )
     for warning in found["preflight"]["warnings"]:
         click.echo(f"! {warning}")

@@ -37,6 +37,7 @@ class Candidate:
     hardware: HardwareProfile
     feed: Mapping[str, Array]
     recipe: Recipe = field(default_factory=Recipe)
+    inferences: int = 1  # that one call makes: a difference of known size is planted with it
 
     def to_json(self, feed: Path) -> dict[str, JSON]:
         """For the process that loads it."""
@@ -46,6 +47,7 @@ class Candidate:
             "hardware": self.hardware.to_json(),
             "recipe": self.recipe.to_json(),
             "feed": str(feed),
+            "inferences": self.inferences,
         }
 
 
@@ -118,7 +120,7 @@ def measure_all(candidates: Sequence[Candidate], effort: Effort) -> Measured:
     """
     looked, ticks = preflight(), cpu_ticks()
     compared = list(range(1, len(candidates)))
-    with _loaded(candidates, effort) as (processes, steady):
+    with loaded(candidates, effort) as (processes, steady):
         rounds = measure(
             processes,
             sides=len(candidates) + effort.reference,
@@ -142,9 +144,10 @@ def measure_all(candidates: Sequence[Candidate], effort: Effort) -> Measured:
 
 
 @contextmanager
-def _loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[list[Process], bool]]:
+def loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[list[Process], bool]]:
+    """Fresh processes with fresh sessions of every candidate, and whether all reached a steady state."""
     with ExitStack() as stack:
-        sides = _written(candidates, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        sides = written(candidates, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         processes, steady = [], True
         for _ in range(effort.processes):
             process = stack.enter_context(Process(max(c.recipe.threads for c in candidates)))
@@ -160,7 +163,7 @@ def _loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[l
         yield processes, steady
 
 
-def _written(candidates: Sequence[Candidate], folder: Path) -> list[JSON]:
+def written(candidates: Sequence[Candidate], folder: Path) -> list[JSON]:
     """The inputs as files, equal ones once, and the sides as JSON."""
     feeds: dict[int, Path] = {}
     for candidate in candidates:
@@ -202,7 +205,7 @@ class Inside:
 def look_inside(candidate: Candidate) -> Inside:
     """Operators with time and precision; memory, load time and first inference, each in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
-        (side,) = _written([candidate], Path(folder))
+        (side,) = written([candidate], Path(folder))
         with Process(candidate.recipe.threads) as process:
             footprint = process.ask("footprint", side=side)
         with Process(candidate.recipe.threads) as process:
@@ -226,7 +229,7 @@ def working(candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[str,
     kept, refused = [], {}
     for candidate in candidates:
         try:
-            with _loaded([candidate], Effort(processes=1, sessions=1, reference=False)):
+            with loaded([candidate], Effort(processes=1, sessions=1, reference=False)):
                 kept.append(candidate)
         except HwoptError as error:
             refused[candidate.runtime] = error.problems[0].problem

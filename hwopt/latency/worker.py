@@ -42,13 +42,16 @@ class Worker:
         self._sides: Sides | None = None
 
     def load(self, asked: Mapping[str, Any]) -> Answer:
-        """Fresh sessions of every side, and the reference workload as the last one."""
+        """Fresh sessions of every side, and the reference workload as the last one; earlier ones are freed."""
+        for runtime in (one for side in self._runtimes for one in side):
+            runtime.close()
+        self._runtimes, self._feeds, self._sides = [], [], None
         calls: list[list[Call]] = []
         for side in asked["sides"]:
             runtimes = [_load(side) for _ in range(asked["sessions"])]
             self._runtimes.append(runtimes)
             self._feeds.append(_feed(side))
-            calls.append([_call(runtime, self._feeds[-1]) for runtime in runtimes])
+            calls.append([_call(runtime, self._feeds[-1], side["inferences"]) for runtime in runtimes])
         waits = [side["hardware"]["kind"] == DeviceKind.GPU.value for side in asked["sides"]]
         if asked["reference"]:
             make: Callable[[], Call] = load_reference("hwopt.latency.reference:reference")
@@ -128,8 +131,15 @@ def _feed(side: Mapping[str, Any]) -> dict[str, Array]:
         return {name: archive[name] for name in archive.files}
 
 
-def _call(runtime: Runtime, feed: dict[str, Array]) -> Call:
-    return lambda: runtime.run(feed)
+def _call(runtime: Runtime, feed: dict[str, Array], inferences: int = 1) -> Call:
+    if inferences == 1:
+        return lambda: runtime.run(feed)
+
+    def several() -> None:
+        for _ in range(inferences):
+            runtime.run(feed)
+
+    return several
 
 
 def _peak_bytes(*, reset: bool) -> int:

@@ -22,7 +22,7 @@ LEAD_IN: Final = 2  # unmeasured calls before every block
 WALL_OVER_CPU: Final = 1.03
 STEADY_WINDOW: Final = 5
 STEADY_TOLERANCE: Final = 0.01
-STEADY_CAP_SECONDS: Final = 1.0
+STEADY_CAP_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +64,15 @@ def calls_a_block(call: Call) -> int:
     return max(1, round(BLOCK_SECONDS / max(fastest, 1e-7)))
 
 
-def warm_up(call: Call, n: int) -> bool:
-    """Run until two consecutive windows of blocks agree within 1 %; False if the cap came first."""
+def warm_up(call: Call, n: int, *, waits: bool = False) -> bool:
+    """Run until two consecutive windows of clean blocks agree within 1 %; False if the cap came first."""
     times: list[float] = []
     end = time.perf_counter() + STEADY_CAP_SECONDS
     while time.perf_counter() < end:
-        times.append(timed(call, n).seconds)
+        found = timed(call, n, waits=waits)
+        if not found.clean:
+            continue
+        times.append(found.seconds)
         if len(times) >= 2 * STEADY_WINDOW:
             before = float(np.median(times[-2 * STEADY_WINDOW : -STEADY_WINDOW]))
             after = float(np.median(times[-STEADY_WINDOW:]))

@@ -13,7 +13,7 @@ from hwopt.measuring.block import Block, Call, block, calls_a_block, paced_block
 class Round:
     """One block of every side: in which order, and by which of its sessions."""
 
-    order: tuple[int, ...]  # a permutation of the sides
+    order: tuple[int, ...]  # a permutation of the sides; those left out are not timed
     session: tuple[int, ...]  # by side
 
 
@@ -47,9 +47,9 @@ class Sides:
         self._gap = gap_seconds
         self._sizes = [calls_a_block(side[0]) for side in self._sides]
         self.steady = True
-        for side, size in zip(self._sides, self._sizes, strict=True) if warm else ():
+        for side, size, wait in zip(self._sides, self._sizes, self._waits, strict=True) if warm else ():
             for call in side:
-                self.steady &= warm_up(call, size)
+                self.steady &= warm_up(call, size, waits=wait)
 
     def rounds(self, asked: Sequence[Round], /) -> list[list[Block]]:
         """The blocks of each round, by side."""
@@ -63,4 +63,4 @@ class Sides:
                 found[side] = block(call, self._sizes[side], waits=waits)
             else:
                 found[side] = paced_block(call, self._gap, waits=waits)
-        return [found[side] for side in range(len(self._sides))]
+        return [found[side] for side in sorted(found)]
