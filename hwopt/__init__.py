@@ -22,6 +22,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Public name -> where it lives; loaded on first use so that `import hwopt` stays light.
 _PUBLIC: Final = {
     "benchmark": "hwopt.api.bench:benchmark",
+    "calibrate": "hwopt.api.predict:calibrate",
+    "check": "hwopt.api.check:check",
+    "loadgen": "hwopt.api.loadgen:loadgen",
+    "predict": "hwopt.api.predict:predict",
     "prune": "hwopt.api.models:prune",
     "quantize": "hwopt.api.models:quantize",
     "quantize_onnx": "hwopt.api.models:quantize_onnx",
@@ -29,7 +33,19 @@ _PUBLIC: Final = {
     "verify": "hwopt.api.models:verify",
 }
 
-__all__ = ["__version__", "benchmark", "prune", "quantize", "quantize_onnx", "self_test", "verify"]
+__all__ = [
+    "__version__",
+    "benchmark",
+    "calibrate",
+    "check",
+    "loadgen",
+    "predict",
+    "prune",
+    "quantize",
+    "quantize_onnx",
+    "self_test",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -40,8 +40,13 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
     },
     "backend": {
         "onnxruntime": "hwopt.backends.onnxruntime.spec:SPEC",
+        "onnxruntime-cuda": "hwopt.backends.onnxruntime.spec:CUDA",
         "openvino": "hwopt.backends.openvino.spec:SPEC",
         "tensorrt": "hwopt.backends.tensorrt.spec:SPEC",
+        "torch": "hwopt.backends.torch.spec:EAGER",
+        "torch-compile": "hwopt.backends.torch.spec:COMPILED",
+        "torch-cuda": "hwopt.backends.torch.spec:CUDA",
+        "tensorrt-rtx": "hwopt.backends.tensorrt_rtx.spec:SPEC",
     },
     "model": {
         "mlp": "hwopt.models.zoo:MLP",

@@ -29,6 +29,8 @@ _COMMANDS: Final = {
     "quantize": ("quantize a checkpoint or an ONNX model for a device", "hwopt.cli.quantize:quantize"),
     "verify": ("prove that a deployed model computes what it should", "hwopt.cli.verify:verify"),
     "export": ("write a checkpoint as ONNX", "hwopt.cli.single:export"),
+    "check": ("look at a model, and whether a device's compiler takes it", "hwopt.cli.check:check"),
+    "predict": ("how fast a model would be on a device that is not here", "hwopt.cli.predict:predict"),
     "bench": ("measure ONNX models against each other", "hwopt.cli.bench:bench"),
     "report": ("render a run as HTML, Markdown, JSON or CSV", "hwopt.cli.report:report"),
     "track": ("hand a run to TensorBoard, MLflow or Weights & Biases", "hwopt.cli.track:track"),

@@ -78,6 +78,49 @@ class OperatorTime:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a compiler refused a model."""
+
+    text: str  # in our words
+    fix: str | None = None
+    said: str = ""  # in its own
+
+    def to_json(self) -> dict[str, JSON]:
+        """Plain JSON."""
+        return {"text": self.text, "fix": self.fix, "said": self.said}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What a compiler made of a model for a device that need not be here."""
+
+    accepted: bool
+    seconds: float
+    engine_bytes: int | None = None
+    notes: tuple[str, ...] = ()  # its warnings, as it said them
+    reasons: tuple[Reason, ...] = ()
+    compiler: str = ""
+
+    def to_json(self) -> dict[str, JSON]:
+        """Plain JSON."""
+        return {
+            "accepted": self.accepted,
+            "engine_bytes": self.engine_bytes,
+            "build_seconds": self.seconds,
+            "notes": list[JSON](self.notes),
+            "reasons": [reason.to_json() for reason in self.reasons],
+            "compiler": self.compiler,
+        }
+
+
+class CompileFunction(Protocol):
+    """The function that ``BackendSpec.compiles`` names."""
+
+    def __call__(self, model: Path, hardware: HardwareProfile, batch: int, /) -> Compiled:
+        """Build an engine for a device, which need not be here."""
+
+
 class Runtime(Protocol):
     """A loaded model."""
 

@@ -174,6 +174,26 @@ class Compute(Settings):
     peak_tops: Mapping[str, PositiveFloat] = Field(
         default_factory=dict
     )  # whole device, dense, by data type, 1e12 operations a second
+    kernel_us: PositiveFloat | None = None  # least time of one kernel, whatever it does
+
+
+class Calibration(Settings):
+    """What a micro-suite measured on one machine: seconds of a kernel as a sum of what it does.
+
+    ``costs`` has a table for each kind of layer and type, such as ``conv.int8``: picoseconds a
+    multiply-accumulate (``macs``), a byte that is moved (``bytes``), a byte that is gathered for the product
+    (``gather``), and nanoseconds of every kernel (``each``).
+    """
+
+    version: Literal[1] = 1
+    cpu: str  # of the machine
+    runtime: str  # name and version
+    threads: PositiveInt = 1
+    reference_ms: PositiveFloat  # of the reference workload at that time
+    call_us: NonNegativeFloat  # of every call, beside its kernels
+    costs: Mapping[str, Mapping[str, NonNegativeFloat]]
+    spread: PositiveFloat  # a prediction lies within this factor of the truth, nine times out of ten
+    models: PositiveInt  # that it was fitted on
 
 
 class Memory(Settings):
@@ -230,6 +250,7 @@ class HardwareProfile(Settings):
     runtimes: tuple[str, ...]  # backends, best first
     quantization: QuantizationScheme
     pruning: Pruning = Pruning()
+    calibration: Calibration | None = None  # what prediction uses instead of the figures above
     sources: dict[str, str]  # field path or its prefix -> document
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hwopt.core.backend import BackendSpec, Recipe, Runtime
+from hwopt.core.backend import BackendSpec, Compiled, Recipe, Runtime
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.errors import HwoptError
@@ -75,6 +75,16 @@ class Worker:
         )
         return {"seconds": found}
 
+    def loadgen(self, asked: Mapping[str, Any]) -> Answer:
+        """The same by LoadGen."""
+        single_stream = load_reference("hwopt.latency.loadgen:single_stream")
+        call = _call(self._runtimes[asked["side"]][0], self._feeds[asked["side"]])
+        return {
+            "nanoseconds": single_stream(
+                call, queries=asked["queries"], expected_seconds=asked["expected_seconds"]
+            )
+        }
+
     def operators(self, asked: Mapping[str, Any]) -> Answer:
         """Mean time of each operator, by the runtime's own clock, and the precision of each."""
         runtime = self._runtimes[asked["side"]][0]
@@ -93,6 +103,15 @@ class Worker:
             return {"joules": None}
         call = _call(self._runtimes[asked["side"]][0], self._feeds[asked["side"]])
         return {"joules": joules_a_call(call, counter), "counter": counter.name}
+
+    def compile(self, asked: Mapping[str, Any]) -> Answer:
+        """Build for a device that need not be here."""
+        backend: BackendSpec = resolve("backend", asked["backend"])
+        if backend.compiles is None:
+            raise ValueError(f"{asked['backend']} compiles nothing")
+        hardware = HardwareProfile.model_validate_json(json.dumps(asked["hardware"]))
+        made: Compiled = load_reference(backend.compiles)(Path(asked["model"]), hardware, asked["batch"])
+        return {"compiled": made.to_json()}
 
     def footprint(self, asked: Mapping[str, Any]) -> Answer:
         """Peak memory, load time and time of the first inference; ask it of a process that did nothing else."""
@@ -161,7 +180,16 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = Worker()
-    operations: Sequence[str] = ("load", "rounds", "sample", "operators", "energy", "footprint")
+    operations: Sequence[str] = (
+        "load",
+        "rounds",
+        "sample",
+        "loadgen",
+        "operators",
+        "energy",
+        "footprint",
+        "compile",
+    )
     for line in sys.stdin:
         asked = json.loads(line)
         try:

@@ -72,6 +72,8 @@ _LEVELS: Final = {
     Optimization.NONE: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 _ERRORS_ONLY: Final = 3
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
 _NUMPY: Final = {"float": "float32", "double": "float64"}  # ONNX Runtime speaks of C++ types
 
 
@@ -94,12 +96,18 @@ def session_options(recipe: Recipe, *, signed: bool = False) -> Any:
 
 
 class OnnxRuntime:
-    """One session."""
+    """One session, on the CPU or on one GPU."""
 
-    def __init__(self, model: Path, recipe: Recipe) -> None:
-        self._model, self._recipe = model, recipe
+    def __init__(self, model: Path, recipe: Recipe, provider: str = CPU) -> None:
+        self._model, self._recipe, self._provider = model, recipe, provider
         self._signed = has_signed_activations(model)
-        self._session = _session(model, session_options(recipe, signed=self._signed))
+        self._session = self._open(session_options(recipe, signed=self._signed))
+        used = self._session.get_providers()[0]
+        if used != provider:  # ONNX Runtime falls back to the CPU and goes on
+            raise StageFailedError(
+                f"ONNX Runtime runs {model.name} with {used}, and {provider} was asked for",
+                fix="onnxruntime-gpu needs the CUDA and cuDNN libraries of its release; hwopt doctor",
+            )
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Array], /) -> list[Array]:
@@ -127,15 +135,27 @@ class OnnxRuntime:
             path = Path(folder) / "optimized.onnx"
             options = session_options(self._recipe, signed=self._signed)
             options.optimized_model_filepath = str(path)
-            _session(self._model, options)
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            session = self._open(options)
             graph = onnx.load(path).graph
-        return [precision_of(node) for node in graph.node]
+        placed = {
+            node.name: str(part.ep_name)
+            for part in session.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        }
+        everywhere = set(placed.values())
+        (only,) = everywhere if len(everywhere) == 1 else ("",)  # a merged node has a name of its own
+        return [precision_of(node, placed.get(node.name, only)) for node in graph.node]
+
+    def _open(self, options: Any) -> Any:
+        return _session(self._model, options, self._provider)
 
     def describe(self) -> Mapping[str, JSON]:
         """Version, provider and session options."""
         return {
             "library": f"onnxruntime {onnxruntime.__version__}",
             "provider": str(self._session.get_providers()[0]),
+            "clock_covers": "compute" if self._provider == CPU else "compute and copies",
             "intra_op_num_threads": self._recipe.threads,
             "allow_spinning": self._recipe.spinning,
             "graph_optimization_level": self._recipe.optimization.value,
@@ -148,7 +168,7 @@ class OnnxRuntime:
             options = session_options(self._recipe, signed=self._signed)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = _session(self._model, options)
+            session = self._open(options)
             for _ in range(runs + 1):  # the first fills caches
                 session.run(self._outputs, dict(inputs))
             events: list[Any] = json.loads(Path(session.end_profiling()).read_text())
@@ -180,7 +200,7 @@ def has_signed_activations(model: Path) -> bool:
     )
 
 
-def precision_of(node: onnx.NodeProto) -> NodePrecision:
+def precision_of(node: onnx.NodeProto, placement: str = "") -> NodePrecision:
     """Whether a node of an optimized graph computes in integer, and whether it carries weights."""
     integer = node.op_type in _INTEGER_WEIGHTED | _INTEGER_OTHER
     weighted = node.op_type in _INTEGER_WEIGHTED | _FLOAT_WEIGHTED
@@ -190,13 +210,15 @@ def precision_of(node: onnx.NodeProto) -> NodePrecision:
         integer=integer,
         weighted=weighted,
         covers=tuple(node.input),
-        placement="CPU",
+        placement=placement.removesuffix("ExecutionProvider"),
     )
 
 
-def _session(model: Path, options: Any) -> Any:
+def _session(model: Path, options: Any, provider: str) -> Any:
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(model), options, providers=list(dict.fromkeys([provider, CPU]))
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise StageFailedError(
             f"ONNX Runtime does not load {model.name}: {str(error).splitlines()[0]}", where=str(model)
@@ -206,3 +228,11 @@ def _session(model: Path, options: Any) -> Any:
 def load(model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> OnnxRuntime:
     """Load ``model``; StageFailedError with the runtime's own reason."""
     return OnnxRuntime(model, recipe)
+
+
+def load_cuda(model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> OnnxRuntime:
+    """Load ``model`` on the first NVIDIA GPU; StageFailedError where ONNX Runtime would fall back to the CPU.
+
+    Untested: no machine with onnxruntime-gpu has run it yet (see docs/results/README.md).
+    """
+    return OnnxRuntime(model, recipe, CUDA)

@@ -1,13 +1,14 @@
-"""A model compiled and run by TensorRT.
+"""A model run by TensorRT: named tensors, one CUDA graph a shape, and what the engine inspector says.
 
 Untested: no machine with TensorRT has run this file yet (see docs/results/README.md). Written against the
-Python API of TensorRT 10.12 to 11.4: strongly typed networks, named tensors, ``execute_async_v3``.
+Python API of TensorRT 10.12 to 11.4, and tried against a double that knows its names.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +16,13 @@ import numpy as np
 import tensorrt
 from cuda.bindings import runtime as cudart
 
+from hwopt.backends.tensorrt.engine import Built, build
 from hwopt.core.backend import NodePrecision, OperatorTime, Recipe
+from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import HardwareProfile
 from hwopt.errors import StageFailedError
 
-_MAX_BATCH: Final = 64
 _WEIGHTED_LAYERS: Final = ("convolution", "conv", "gemm", "matmul", "matrixmultiply", "fullyconnected")
 
 
@@ -32,130 +34,209 @@ def cuda(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def build(model: Path) -> Any:
-    """Serialized engine of an ONNX file with explicit Q/DQ; precision comes from the file alone."""
-    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
-    builder = tensorrt.Builder(logger)
-    flags = tensorrt.NetworkDefinitionCreationFlag
-    # Deprecated and implied in TensorRT 11, needed in 10.
-    typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
-    network = builder.create_network(typed)
-    parser = tensorrt.OnnxParser(network, logger)
-    if not parser.parse(model.read_bytes()):
-        reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise StageFailedError(f"TensorRT does not take {model.name}: {'; '.join(reasons)}", where=str(model))
-    config = builder.create_builder_config()
-    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # the inspector needs it
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        least, most = (tuple(n if size < 0 else size for size in tensor.shape) for n in (1, _MAX_BATCH))
-        profile.set_shape(tensor.name, least, least, most)
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise StageFailedError(f"TensorRT could not build an engine for {model.name}", where=str(model))
-    return engine
+class _LayerTimes(tensorrt.IProfiler):
+    """Sums of each layer's milliseconds."""
+
+    def __init__(self) -> None:
+        tensorrt.IProfiler.__init__(self)
+        self.milliseconds: dict[str, float] = {}
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        """Called by TensorRT after every execution."""
+        self.milliseconds[layer_name] = self.milliseconds.get(layer_name, 0.0) + ms
+
+
+@dataclass(slots=True, kw_only=True)
+class _Engine:
+    """An engine tuned for one batch, with its context and device memory."""
+
+    built: Built
+    engine: Any
+    context: Any
+    buffers: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> address, bytes
+    graphs: dict[tuple[tuple[int, ...], ...], Any] = field(
+        default_factory=dict
+    )  # by shapes; None: no capture
 
 
 class TensorRt:
-    """One engine with its execution context and stream."""
+    """One model, with an engine for every batch size that it is asked for."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, isa: str) -> None:
+        self._model, self._isa = model, isa
         self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
-        self._engine = self._runtime.deserialize_cuda_engine(build(model))
-        self._context = self._engine.create_execution_context()
-        self._stream = cuda(cudart.cudaStreamCreate())
-        self._buffers: dict[str, tuple[int, int]] = {}  # name -> address, bytes
+        self._stream = cuda(cudart.cudaStreamCreate())  # execute_async_v3 wants one of its own
+        self._engines: dict[int, _Engine] = {}
+        self._current = self._engine(1)
+
+    def _engine(self, batch: int) -> _Engine:
+        if batch not in self._engines:
+            built = build(self._model, batch, self._isa)
+            engine = self._runtime.deserialize_cuda_engine(built.plan)
+            if engine is None:
+                raise StageFailedError(f"TensorRT does not load the engine it built for {self._model.name}")
+            context = engine.create_execution_context()
+            self._engines[batch] = _Engine(built=built, engine=engine, context=context)
+        return self._engines[batch]
 
     def _names(self, mode: Any) -> list[str]:
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        return [name for name in names if self._engine.get_tensor_mode(name) == mode]
+        engine = self._current.engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        return [name for name in names if engine.get_tensor_mode(name) == mode]
 
     def _buffer(self, name: str, size: int) -> int:
-        address, held = self._buffers.get(name, (0, 0))
-        if held < size:
+        held = self._current
+        address, have = held.buffers.get(name, (0, 0))
+        if have < size:
             if address:
                 cuda(cudart.cudaFree(address))
             address = cuda(cudart.cudaMalloc(size))
-            self._buffers[name] = (address, size)
-        self._context.set_tensor_address(name, address)
+            held.buffers[name] = (address, size)
+            self._drop_graphs(held)  # they have the old address in them
+        held.context.set_tensor_address(name, address)
         return address
 
     def run(self, inputs: Mapping[str, Array], /) -> list[Array]:
         """Copy in, execute, copy out, synchronize."""
-        kinds = cudart.cudaMemcpyKind
+        batch = max((len(value) for value in inputs.values() if np.ndim(value)), default=1)
+        self._current = self._engine(batch)
+        outputs = self._prepared(inputs)
         for name, value in inputs.items():
-            array = np.ascontiguousarray(value)
-            self._context.set_input_shape(name, array.shape)
-            address = self._buffer(name, array.nbytes)
-            cuda(
-                cudart.cudaMemcpyAsync(
-                    address, array.ctypes.data, array.nbytes, kinds.cudaMemcpyHostToDevice, self._stream
-                )
-            )
-        outputs: dict[str, Array] = {}
-        for name in self._names(tensorrt.TensorIOMode.OUTPUT):
-            shape = tuple(self._context.get_tensor_shape(name))
-            outputs[name] = np.empty(shape, tensorrt.nptype(self._engine.get_tensor_dtype(name)))
-            self._buffer(name, outputs[name].nbytes)
-        if not self._context.execute_async_v3(self._stream):
-            raise StageFailedError("TensorRT refused to execute the engine")
+            self._copy(name, np.ascontiguousarray(value), to_device=True)
+        self._execute(tuple(np.shape(value) for value in inputs.values()))
         for name, array in outputs.items():
-            cuda(
-                cudart.cudaMemcpyAsync(
-                    array.ctypes.data,
-                    self._buffers[name][0],
-                    array.nbytes,
-                    kinds.cudaMemcpyDeviceToHost,
-                    self._stream,
-                )
-            )
+            self._copy(name, array, to_device=False)
         cuda(cudart.cudaStreamSynchronize(self._stream))
         return list(outputs.values())
+
+    def _prepared(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Device memory for all tensors; the host arrays that outputs go to."""
+        engine, context = self._current.engine, self._current.context
+        for name, value in inputs.items():
+            context.set_input_shape(name, np.shape(value))
+            self._buffer(name, value.nbytes)
+        outputs: dict[str, Array] = {}
+        for name in self._names(tensorrt.TensorIOMode.OUTPUT):
+            shape = tuple(context.get_tensor_shape(name))
+            outputs[name] = np.empty(shape, tensorrt.nptype(engine.get_tensor_dtype(name)))
+            self._buffer(name, outputs[name].nbytes)
+        return outputs
+
+    def _copy(self, name: str, array: Array, *, to_device: bool) -> None:
+        kinds, device, host = cudart.cudaMemcpyKind, self._current.buffers[name][0], array.ctypes.data
+        source, target = (host, device) if to_device else (device, host)
+        kind = kinds.cudaMemcpyHostToDevice if to_device else kinds.cudaMemcpyDeviceToHost
+        cuda(cudart.cudaMemcpyAsync(target, source, array.nbytes, kind, self._stream))
+
+    def _execute(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """By CUDA graph from the second time on, so that launches cost nothing on the host."""
+        graphs = self._current.graphs
+        if graphs.get(shapes) is not None:
+            cuda(cudart.cudaGraphLaunch(graphs[shapes], self._stream))
+            return
+        self._enqueue()  # also the warm-up that a capture needs
+        if shapes not in graphs:
+            graphs[shapes] = self._captured()
+
+    def _enqueue(self) -> None:
+        if not self._current.context.execute_async_v3(self._stream):
+            raise StageFailedError("TensorRT refused to execute the engine")
+
+    def _captured(self) -> Any:
+        """None where the engine cannot be captured; ``describe`` says so."""
+        cuda(cudart.cudaStreamSynchronize(self._stream))
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        cuda(cudart.cudaStreamBeginCapture(self._stream, mode))
+        accepted = self._current.context.execute_async_v3(self._stream)
+        status, graph = cudart.cudaStreamEndCapture(self._stream)
+        if not accepted or status != cudart.cudaError_t.cudaSuccess:
+            return None
+        made = cuda(cudart.cudaGraphInstantiate(graph, 0))
+        cuda(cudart.cudaGraphDestroy(graph))
+        return made
 
     def inputs(self) -> Mapping[str, tuple[int | None, ...]]:
         """Name to shape; None where the size is dynamic."""
         return {
-            name: tuple(None if size < 0 else size for size in self._engine.get_tensor_shape(name))
+            name: tuple(None if size < 0 else size for size in self._current.engine.get_tensor_shape(name))
             for name in self._names(tensorrt.TensorIOMode.INPUT)
         }
 
     def dtypes(self) -> Mapping[str, str]:
         """Input name to NumPy type name."""
         return {
-            name: np.dtype(tensorrt.nptype(self._engine.get_tensor_dtype(name))).name
+            name: np.dtype(tensorrt.nptype(self._current.engine.get_tensor_dtype(name))).name
             for name in self._names(tensorrt.TensorIOMode.INPUT)
         }
 
     def executed(self) -> list[NodePrecision]:
         """Read from the engine inspector."""
-        inspector = self._engine.create_engine_inspector()
+        inspector = self._current.engine.create_engine_inspector()
         report = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
-        return [precision_of(layer) for layer in report["Layers"]]
+        return [precision_of(layer) for layer in report["Layers"] if isinstance(layer, dict)]
+
+    def describe(self) -> Mapping[str, JSON]:
+        """Version, engine, memory, and whether it runs as a CUDA graph."""
+        held = self._current
+        captured = [graph is not None for graph in held.graphs.values()]
+        return {
+            "library": f"tensorrt {tensorrt.__version__}",
+            "device": self._isa,
+            "clock_covers": "compute and copies",
+            "cuda_graph": all(captured) if captured else None,
+            "tuned_for_batch": held.built.batch,
+            "engine_bytes": held.built.size,
+            "build_seconds": held.built.seconds,
+            "timing_cache_bytes": held.built.timing_cache_bytes,
+            "device_memory_bytes": int(getattr(held.engine, "device_memory_size_v2", 0)) or None,
+        }
 
     def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
-        """Nothing yet: layer times need an engine built with a profiler."""
-        return []
+        """From TensorRT's layer profiler, without the CUDA graph."""
+        self.run(inputs)
+        times = _LayerTimes()
+        self._current.context.profiler = times
+        for _ in range(runs):
+            self._enqueue()
+            cuda(cudart.cudaStreamSynchronize(self._stream))
+        self._current.context.profiler = None
+        kinds = {node.name: node.op for node in self.executed()}
+        return [
+            OperatorTime(name=name, op=kinds.get(name, name), seconds=ms / 1e3 / runs)
+            for name, ms in times.milliseconds.items()
+        ]
 
     def close(self) -> None:
-        """Free device memory and the stream."""
-        for address, _ in self._buffers.values():
-            cuda(cudart.cudaFree(address))
-        self._buffers.clear()
+        """Free device memory, graphs and the stream."""
+        for held in self._engines.values():
+            self._drop_graphs(held)
+            for address, _ in held.buffers.values():
+                cuda(cudart.cudaFree(address))
+        self._engines.clear()
         cuda(cudart.cudaStreamDestroy(self._stream))
+
+    def _drop_graphs(self, held: _Engine) -> None:
+        for graph in held.graphs.values():
+            if graph is not None:
+                cuda(cudart.cudaGraphExecDestroy(graph))
+        held.graphs.clear()
 
 
 def precision_of(layer: Mapping[str, Any]) -> NodePrecision:
-    """One layer of the inspector's report; both schemata (``Format/Datatype`` and its split) are read."""
+    """One layer of the inspector's report; the names of both schemata are read.
+
+    TensorRT 10 writes ``Format/Datatype`` of each input as one text, 11 splits format and type.
+    """
     inputs = layer.get("Inputs", [])
-    text = " ".join(str(t.get("Format/Datatype", t.get("Datatype", t.get("DataType", "")))) for t in inputs)
+    keys = ("Format/Datatype", "Datatype", "DataType", "Data Type")
+    text = " ".join(str(next((t[key] for key in keys if key in t), "")) for t in inputs)
     kind = str(layer.get("ParameterType", layer.get("LayerType", ""))).lower()
     return NodePrecision(
         name=str(layer.get("Name", "")),
         op=kind,
         integer="int8" in text.lower(),
         weighted=any(word in kind for word in _WEIGHTED_LAYERS),
+        placement="GPU",
     )
 
 
@@ -172,4 +253,4 @@ def load(model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> TensorRt:
             f"the GPU here is {here}, {hardware.name} is {', '.join(hardware.isa)}",
             fix="name the GPU that is here as the target",
         )
-    return TensorRt(model)
+    return TensorRt(model, here)

@@ -1,0 +1,94 @@
+"""Latencies by MLPerf LoadGen beside our own, in one process."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hwopt.api.bench import Options, feed_of, runtimes_for
+from hwopt.core.backend import Recipe
+from hwopt.core.dataset import Array
+from hwopt.core.measurement import Tier
+from hwopt.core.progress import silent
+from hwopt.core.stage import Progress
+from hwopt.engine.single import device
+from hwopt.errors import ConfigError, EngineMissingError
+from hwopt.latency.measure import Candidate, Effort, loaded
+from hwopt.measuring.percentiles import percentiles
+
+_QUERIES: Final = 2000
+_TURNS: Final = 4  # ours and theirs alternate, so that a drift of the machine meets both
+
+
+def loadgen(
+    models: Sequence[str | Path],
+    *,
+    inputs: str | Path | Mapping[str, Array] | None = None,
+    queries: int = _QUERIES,
+    progress: Progress = silent,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Percentiles of single queries by LoadGen (single stream), and ours from calls between its turns.
+
+    No MLPerf result, whatever it says.
+
+    Args:
+        models, inputs, options: as for ``benchmark``.
+        queries: in all; at least 64 a turn.
+    Raises:
+        EngineMissingError: the extra ``loadgen`` is not installed.
+    """
+    if importlib.util.find_spec("mlperf_loadgen") is None:
+        raise EngineMissingError(
+            "the package mlcommons-loadgen is not installed", fix="pip install 'hwopt[loadgen]'"
+        )
+    chosen = Options(**options)
+    if chosen.scenario == "paced":
+        raise ConfigError("LoadGen's single stream asks without pauses", fix="leave out --scenario paced")
+    hardware = device(chosen.target)
+    (runtime, *_) = runtimes_for(chosen, hardware)
+    found = []
+    for model in map(Path, models):
+        side = Candidate(
+            model=model,
+            runtime=runtime,
+            hardware=hardware,
+            feed=feed_of(model, chosen.samples, chosen.seed, inputs),
+            recipe=Recipe(threads=chosen.threads, spinning=chosen.spinning),
+        )
+        each = max(64, queries // _TURNS)
+        ours: list[float] = []
+        theirs: list[dict[str, Any]] = []
+        with loaded([side], Effort(processes=1, sessions=1, reference=False)) as ((process,), _):
+            for _ in range(_TURNS):
+                asked = {"side": 0, "samples": each, "seconds": 60.0, "gap_seconds": None}
+                ours += process.ask("sample", **asked)["seconds"]
+                expected = statistics.median(ours)
+                answer = process.ask("loadgen", side=0, queries=each, expected_seconds=expected)
+                theirs.append(answer["nanoseconds"])
+        progress(f"loadgen: {model.name}, {len(theirs) * each} queries")
+        found.append(
+            {
+                "model": str(model),
+                "runtime": runtime,
+                "tier": Tier.MEASURED.value,
+                "note": "LoadGen's single stream; no MLPerf result",
+                "queries": len(theirs) * each,
+                **{
+                    f"{name}_ms": _median(theirs, name)
+                    for name in ("p50", "p90", "p99", "p90_bound", "p99_bound")
+                },
+                "own_ms": {
+                    k: v if k == "count" or v is None else v * 1e3 for k, v in percentiles(ours).items()
+                },
+            }
+        )
+    return found
+
+
+def _median(turns: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [turn[name] for turn in turns if turn[name] is not None]
+    return statistics.median(values) / 1e6 if values else None

@@ -1,0 +1,65 @@
+"""``hwopt check MODEL``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+import hwopt
+from hwopt.cli.console import json_option, print_json
+from hwopt.report.rows import size
+
+REFUSED: Final = 1
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", help="Device, here or not, or its YAML file.")
+@click.option(
+    "--batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="To tune engines for."
+)
+@json_option
+def check(model: Path, target: str | None, batch: int, as_json: bool) -> int:
+    """Whether MODEL is a sound ONNX file, and whether a device takes it; exit 1 if the device does not.
+
+    GPUs need not be here: their compiler builds an engine without one (tier compiled, no latency).
+    """
+    found = hwopt.check(model, target=target, batch=batch)
+    if as_json:
+        print_json(found)
+    else:
+        _say(found)
+    return REFUSED if found["accepted"] is False else 0
+
+
+def _say(found: dict[str, Any]) -> None:
+    operators = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
+    inputs = ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in found["inputs"].items())
+    click.echo(
+        f"{Path(found['model']).name}: sound ONNX, {size(found['file_bytes'])}; takes {inputs}; {operators}"
+    )
+    if found["accepted"] is None:
+        return
+    for name, one in found.get("runtimes", {}).items():
+        share = one.get("integer_share")
+        integer = "" if share is None else f", {share:.0%} of the weighted operators in integer"
+        click.echo(
+            f"{name}: "
+            + (f"loads and runs it{integer}" if one["accepted"] else f"refuses it: {one['reason']}")
+        )
+    if "compiler" not in found:
+        return
+    if found["accepted"]:
+        click.echo(
+            f"{found['device']}: {found['compiler']} built an engine of {size(found['engine_bytes'])} in "
+            f"{found['build_seconds']:.1f} s (compiled, not run)"
+        )
+    else:
+        click.echo(f"{found['device']}: {found['compiler']} does not take it")
+    for reason in found["reasons"]:
+        click.echo(f"  {reason['text']}" + (f" → {reason['fix']}" if reason["fix"] else ""))
+        click.echo(f"    it said: {reason['said']}")
+    for note in found["notes"]:
+        click.echo(f"  note: {note}")
