@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from scipy.stats import mannwhitneyu
@@ -27,9 +29,10 @@ from scipy.stats import mannwhitneyu
 from hwopt.api.bench import feed_of
 from hwopt.config.hardware import shipped
 from hwopt.engine.host import usable_cores
-from hwopt.latency.measure import Candidate, written
+from hwopt.latency.measure import SESSIONS, Candidate, written
 from hwopt.latency.reference import small_model
 from hwopt.latency.workers import Process
+from hwopt.measuring.comparison import Comparison
 from hwopt.measuring.rounds import measure
 from hwopt.measuring.sides import Round
 
@@ -52,15 +55,17 @@ def sequential(process: Process) -> dict[str, Any]:
     }
 
 
-def comparison(processes: list[Process], sides: list[Any], seed: int) -> dict[str, Any]:
+def comparison(processes: list[Process], sides: list[Any], seed: int) -> tuple[dict[str, Any], Comparison]:
     start = time.perf_counter()
-    for process in processes:
-        process.ask("load", sides=sides, sessions=2, reference=False, gap_seconds=None)
+    for index, process in enumerate(processes):
+        process.ask(
+            "load", sides=sides, sessions=SESSIONS, reference=False, gap_seconds=None, seed=2 * seed + index
+        )
     budget = max(BUDGET - (time.perf_counter() - start), 0.5)
     rounds = measure(
         processes,
         sides=2,
-        sessions=2,
+        sessions=SESSIONS,
         seed=seed,
         half_width=0.01,
         budget_seconds=budget,
@@ -80,10 +85,10 @@ def comparison(processes: list[Process], sides: list[Any], seed: int) -> dict[st
         "session_effect": found.session_effect(),
         "seconds": time.perf_counter() - start,
         **sequential(processes[seed % len(processes)]),
-    }
+    }, found
 
 
-def run(burners: int, out: Path, same: int, planted: int) -> None:
+def run(burners: int, out: Path, same: int, planted: int, pairs: TextIO | None) -> None:
     burning = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(burners * usable_cores())]
     new = not out.exists()
     try:
@@ -109,7 +114,12 @@ def run(burners: int, out: Path, same: int, planted: int) -> None:
                     processes = [Process(1), Process(1)]
                 name, candidates = cases[index]
                 sides = written(candidates, Path(folder))
-                row = {"burners": burners, "case": name, **comparison(processes, sides, int(index))}
+                facts, found = comparison(processes, sides, int(index))
+                row = {"burners": burners, "case": name, **facts}
+                if pairs is not None:
+                    line = {"burners": burners, "case": name, "sessions": found.sessions}
+                    line |= {"ratios": found.ratios, "clean": found.clean}
+                    pairs.write(json.dumps(line) + "\n")
                 if writer is None:
                     writer = csv.DictWriter(file, list(row), lineterminator="\n")
                     if new:
@@ -180,12 +190,14 @@ def main() -> None:
     parser.add_argument("--same", type=int, default=200)
     parser.add_argument("--planted", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=Path, help="every pair, as lines of JSON")
     parser.add_argument("--summary", action="store_true")
     given = parser.parse_args()
     if given.summary:
         summary(given.out)
     else:
-        run(given.burners, given.out, given.same, given.planted)
+        with nullcontext() if given.pairs is None else given.pairs.open("a") as pairs:
+            run(given.burners, given.out, given.same, given.planted, pairs)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from hwopt.measuring.percentiles import SAMPLES, SECONDS, percentiles
 from hwopt.measuring.preflight import Preflight, cpu_ticks, preflight, steal_since
 from hwopt.measuring.rounds import Rounds, measure
 
-SESSIONS: Final = 2  # fresh loads of each side in each process
+SESSIONS: Final = 3  # fresh loads of each side in each process
 _PROFILED: Final = 50  # inferences whose operators are timed
 
 
@@ -149,7 +149,7 @@ def loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[li
     with ExitStack() as stack:
         sides = written(candidates, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         processes, steady = [], True
-        for _ in range(effort.processes):
+        for index in range(effort.processes):
             process = stack.enter_context(Process(max(c.recipe.threads for c in candidates)))
             answer = process.ask(
                 "load",
@@ -157,6 +157,7 @@ def loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[li
                 sessions=effort.sessions,
                 reference=effort.reference,
                 gap_seconds=effort.gap_seconds,
+                seed=effort.seed + index,
             )
             steady = steady and answer["steady"]
             processes.append(process)
@@ -209,7 +210,7 @@ def look_inside(candidate: Candidate) -> Inside:
         with Process(candidate.recipe.threads) as process:
             footprint = process.ask("footprint", side=side)
         with Process(candidate.recipe.threads) as process:
-            process.ask("load", sides=[side], sessions=1, reference=False, gap_seconds=None)
+            process.ask("load", sides=[side], sessions=1, reference=False, gap_seconds=None, seed=0)
             found = process.ask("operators", side=0, runs=_PROFILED)
             energy = process.ask("energy", side=0)
     return Inside(

@@ -46,12 +46,18 @@ class Worker:
         for runtime in (one for side in self._runtimes for one in side):
             runtime.close()
         self._runtimes, self._feeds, self._sides = [], [], None
-        calls: list[list[Call]] = []
-        for side in asked["sides"]:
-            runtimes = [_load(side) for _ in range(asked["sessions"])]
-            self._runtimes.append(runtimes)
-            self._feeds.append(_feed(side))
-            calls.append([_call(runtime, self._feeds[-1], side["inferences"]) for runtime in runtimes])
+        sides, sessions = asked["sides"], asked["sessions"]
+        self._feeds = [_feed(side) for side in sides]
+        self._runtimes = [[] for _ in sides]
+        # In random order: whichever side were loaded last would lie elsewhere in memory, in every process.
+        for index in np.random.default_rng(asked["seed"]).permutation(
+            np.repeat(np.arange(len(sides)), sessions)
+        ):
+            self._runtimes[index].append(_load(sides[index]))
+        calls: list[list[Call]] = [
+            [_call(runtime, feed, side["inferences"]) for runtime in runtimes]
+            for runtimes, feed, side in zip(self._runtimes, self._feeds, sides, strict=True)
+        ]
         waits = [side["hardware"]["kind"] == DeviceKind.GPU.value for side in asked["sides"]]
         if asked["reference"]:
             make: Callable[[], Call] = load_reference("hwopt.latency.reference:reference")

@@ -14,6 +14,9 @@ from hwopt.numerics.intervals import median_interval
 LOOKS: Final = (20, 40, 80, 160)  # clean pairs at which the interval is looked at
 LAST_LOOK: Final = LOOKS[-1]
 LOOK_CONFIDENCE: Final = 0.9875  # four looks keep the family at 95 %
+SESSION_FACTOR: Final = 2.57  # 95 % of Student's t with five degrees of freedom: six sessions of a side
+_MAD: Final = 1.4826  # standard deviations of a normal in a median absolute deviation
+_MEDIAN_VARIANCE: Final = 1.57  # of a median of n, in variances over n
 LEAST_CLEAN_SHARE: Final = 0.6
 LEAST_PAIRS: Final = 8  # fewer give no interval at LOOK_CONFIDENCE
 
@@ -42,20 +45,57 @@ class Comparison:
         return [index for index, clean in enumerate(self.clean) if clean or too_few]
 
     def interval(self) -> Interval:
-        """Median ratio with its exact interval, over clean pairs; over all where too few are clean."""
+        """Median ratio with its interval, over clean pairs; over all where too few are clean.
+
+        The exact interval of the pairs, widened by what the sessions of one model differ from each other (by
+        where their memory lies): pairs of the same sessions are no independent draws.
+        """
+        found = self.interval_of_pairs()
+        if not np.isfinite([found.low, found.high]).all():
+            return found
+        spread = found.estimate * self.session_deviation() * SESSION_FACTOR
+        return Interval(
+            found.estimate,
+            found.estimate - float(np.hypot(found.estimate - found.low, spread)),
+            found.estimate + float(np.hypot(found.high - found.estimate, spread)),
+        )
+
+    def interval_of_pairs(self) -> Interval:
+        """The same as if all pairs were independent."""
         kept = [self.ratios[index] for index in self._kept()]
         return Interval(*median_interval(np.asarray(kept), LOOK_CONFIDENCE))
+
+    def session_deviation(self) -> float:
+        """Standard deviation, relative, of the ratio by the choice of sessions; 0 where none shows.
+
+        For each side the variance of the sessions' medians, less what the noise of pairs explains of it,
+        over the number of sessions (one-way random effects, by the method of moments).
+        """
+        if len(self.sessions) != len(self.ratios):
+            return 0.0
+        kept = self._kept()
+        logs = np.log([self.ratios[index] for index in kept])
+        if not len(logs):
+            return 0.0
+        noise = (_MAD * float(np.median(np.abs(logs - np.median(logs))))) ** 2
+        variance = 0.0
+        for side in (1, 2):
+            groups: dict[tuple[int, int], list[float]] = {}
+            for index, value in zip(kept, logs, strict=True):
+                place = self.sessions[index]
+                groups.setdefault((place[0], place[side]), []).append(float(value))
+            if len(groups) > 1:
+                medians = [float(np.median(values)) for values in groups.values()]
+                explained = np.mean([_MEDIAN_VARIANCE * noise / len(values) for values in groups.values()])
+                variance += max(0.0, float(np.var(medians, ddof=1) - explained)) / len(groups)
+        return float(np.sqrt(variance))
 
     def interval_of_all(self) -> Interval:
         """The same over every pair: what a busy machine would have one believe."""
         return Interval(*median_interval(np.asarray(self.ratios), LOOK_CONFIDENCE))
 
     def session_effect(self) -> bool:
-        """Whether processes disagree: the median of their medians lies outside the interval.
-
-        Sessions of one model can differ by where their memory lies; then pairs are no independent draws, and
-        the interval is too narrow for models at large.
-        """
+        """Whether sessions disagree beyond the interval: the median of their medians lies outside it."""
         if len(self.sessions) != len(self.ratios):
             return False
         by_session: dict[tuple[int, int, int], list[float]] = {}
@@ -79,6 +119,7 @@ class Comparison:
             "clean_share": self.clean_share,
             "degraded": self.degraded,
             "session_effect": self.session_effect(),
+            "session_deviation": self.session_deviation(),
             "confidence": LOOK_CONFIDENCE,
         }
         if self.degraded:
