@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from importlib import metadata
+from importlib.util import find_spec
+from typing import Final
 
 import click
 
@@ -11,7 +13,13 @@ from hwopt.core.backend import BackendSpec
 from hwopt.core.canonical import JSON
 from hwopt.engine import host as this_host
 from hwopt.engine.pipeline import environment, host_profile, probe
+from hwopt.measuring.preflight import preflight
 from hwopt.plugins import resolve, table
+
+_EXTRAS: Final = (
+    ("LoadGen", "mlperf_loadgen", "loadgen", "percentiles beside ours"),
+    ("NVML", "pynvml", "gpu", "clocks and energy of NVIDIA GPUs"),
+)
 
 
 @click.command()
@@ -36,11 +44,13 @@ def doctor(as_json: bool) -> int:
     missing = [
         name for name in ("torch", "onnx", "onnxruntime", "onnxscript", "numpy") if not _installed(name)
     ]
+    looked = preflight()
     if as_json:
         print_json(
             {
                 "schema_version": 1,
                 "host": host.to_json(),
+                "preflight": looked.to_json(),
                 "host_profile": device.name if device else None,
                 "backends": list[JSON](backends),
                 "libraries": facts["libraries"],
@@ -63,6 +73,11 @@ def doctor(as_json: bool) -> int:
             else:
                 click.echo(f"runtime   {backend['title']}: not here: {backend['reason']}")
                 click.echo(f"          fix: {backend['fix']}")
+        for name, package, extra, what in _EXTRAS:
+            ready = "ready" if find_spec(package) else f"not here: pip install 'hwopt[{extra}]'"
+            click.echo(f"extra     {name}, {what}: {ready}")
+        for warning in looked.warnings():
+            click.echo(f"measuring {warning}")
         for name, version in facts["libraries"].items():
             click.echo(f"library   {name} {version or 'missing: pip install ' + name}")
     return 4 if missing else 0

@@ -15,6 +15,8 @@ from hwopt.core.profile import HOST_CPU
 from hwopt.engine import host as this_host
 from hwopt.engine.pipeline import host_profile
 from hwopt.errors import EngineMissingError
+from hwopt.measuring.gpu import first_gpu
+from hwopt.measuring.preflight import preflight
 from hwopt.store.atomic import write_text
 
 
@@ -82,10 +84,18 @@ def detect(as_json: bool) -> None:
             "pruning": f"hardware profile {base.name}",
         },
     }
+    found, gpu = preflight(), first_gpu()
     if as_json:
-        print_json({"schema_version": 1, "host": host.to_json(), "profile": value})
+        limits: JSON = {"cores": found.cores, "quota_cores": found.quota_cores}
+        seen: JSON = {"reason": gpu} if isinstance(gpu, str) else {"name": gpu.title, "isa": gpu.isa}
+        print_json(
+            {"schema_version": 1, "host": host.to_json(), "limits": limits, "gpu": seen, "profile": value}
+        )
     else:
         click.echo(f"# {host.cpu}, {host.cores} usable cores: {', '.join(sorted(host.isa))}")
+        if found.quota_cores is not None:
+            click.echo(f"# a control group allows {found.quota_cores:g} cores")
+        click.echo(f"# GPU: {gpu if isinstance(gpu, str) else f'{gpu.title}, {gpu.isa}'}")
         click.echo(_yaml(value), nl=False)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from hwopt.core.canonical import JSON
 from hwopt.core.measurement import Interval, Tier, Verdict
 from hwopt.core.profile import Requirement
 
 Result = Mapping[str, Any]
+DRIFT: Final = 0.15  # of the reference workload's time, from where on absolute times are not judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,9 @@ def judge(requirement: Requirement, result: Result) -> Judged:
             requirement=name, verdict=Verdict.FAIL, reason=f"{requirement.metric} is missing: {reason}"
         )
     low, high = interval
+    drift = _drift(result) if requirement.metric == "latency_ms" else None
+    if drift is not None:
+        return Judged(requirement=name, verdict=Verdict.INCONCLUSIVE, reason=drift)
     if requirement.max is not None:
         good, bad, bound = high <= requirement.max, low > requirement.max, requirement.max
     else:
@@ -74,6 +78,18 @@ def judge(requirement: Requirement, result: Result) -> Judged:
         requirement=name,
         verdict=Verdict.INCONCLUSIVE,
         reason=f"{said}, across the bound {bound:g}; {_settles(requirement.metric)} would settle it",
+    )
+
+
+def _drift(result: Result) -> str | None:
+    """Why absolute times of a row mean nothing: the machine is not as fast as when it was calibrated."""
+    reference = result["details"].get("benchmark", {}).get("reference") or {}
+    now, kept = reference.get("milliseconds"), reference.get("on_record_ms")
+    if not now or not kept or abs(now / kept - 1) <= DRIFT:
+        return None
+    return (
+        f"the reference workload takes {now:.3g} ms, and {kept:.3g} ms are on record: absolute times say nothing; "
+        "a quieter machine or a new calibration would settle it"
     )
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from hwopt.core.backend import NodePrecision, OperatorTime, Recipe
 from hwopt.core.canonical import JSON
 from hwopt.core.dataset import Array
-from hwopt.core.hardware import HardwareProfile
+from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.measurement import Interval
 from hwopt.errors import HwoptError
 from hwopt.latency.reference import VERSION as REFERENCE_VERSION
 from hwopt.latency.workers import Process
 from hwopt.measuring.comparison import Comparison
+from hwopt.measuring.gpu import GpuState, gpu_state
 from hwopt.measuring.percentiles import SAMPLES, SECONDS, percentiles
 from hwopt.measuring.preflight import Preflight, cpu_ticks, preflight, steal_since
 from hwopt.measuring.rounds import Rounds, measure
@@ -77,6 +78,7 @@ class Measured:
     preflight: Preflight
     steal: float | None  # share of CPU time that the hypervisor took away meanwhile
     sides: int
+    gpu: tuple[GpuState, ...] = ()  # before and after, where one did the work
 
     def compare(self, candidate: int, baseline: int = 0) -> Comparison:
         """Two sides, round by round."""
@@ -119,6 +121,7 @@ def measure_all(candidates: Sequence[Candidate], effort: Effort) -> Measured:
         StageFailedError: a runtime refused a model, crashed or hung.
     """
     looked, ticks = preflight(), cpu_ticks()
+    gpu = [_gpu(candidates)]
     compared = list(range(1, len(candidates)))
     with loaded(candidates, effort) as (processes, steady):
         rounds = measure(
@@ -133,7 +136,9 @@ def measure_all(candidates: Sequence[Candidate], effort: Effort) -> Measured:
             margin=effort.margin,
         )
         times = [_sampled(processes, side, effort) for side in range(len(candidates))]
+    gpu.append(_gpu(candidates))
     return Measured(
+        gpu=tuple(state for state in gpu if state is not None),
         rounds=rounds,
         times=tuple(times),
         steady=steady,
@@ -141,6 +146,14 @@ def measure_all(candidates: Sequence[Candidate], effort: Effort) -> Measured:
         steal=steal_since(ticks),
         sides=len(candidates),
     )
+
+
+def _gpu(candidates: Sequence[Candidate]) -> GpuState | None:
+    """Read outside the rounds: asking disturbs a GPU that works (NVIDIA/TensorRT issue 3090)."""
+    if all(candidate.hardware.kind is not DeviceKind.GPU for candidate in candidates):
+        return None
+    state = gpu_state()
+    return None if isinstance(state, str) else state
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def median_interval(samples: Float, confidence: float) -> tuple[float, float, fl
     # The interval from the k-th to the (n+1-k)-th value covers with 1 - 2·P(Binomial(n, ½) < k).
     tail, k = 0.0, 0
     while k < (n + 1) // 2:
-        step = comb(n, k) / 2.0**n
+        step = comb(n, k) / (1 << n)  # of integers: exact, however large
         if 2 * (tail + step) > 1 - confidence:
             break
         tail += step

@@ -22,6 +22,7 @@ HEADINGS: Final = (
     "verdict",
 )
 _NONE: Final = "–"
+_DRIFT: Final = 0.15
 
 
 def cells(result: Mapping[str, Any], chosen: bool) -> list[str]:
@@ -145,7 +146,27 @@ def warnings(record: Record) -> list[str]:
             )
         found += _of_pruning(r, place)
     found += _quantized_slower(record)
+    found += _drifted(record)
     return [*found, *notes(record)]
+
+
+def _drifted(record: Record) -> list[str]:
+    """Targets whose rows were measured while the machine ran at different speeds."""
+    found = []
+    for target, _ in choices(record):
+        times = {
+            r["candidate"]: r["details"]["benchmark"]["reference"]["milliseconds"]
+            for r in record["results"]
+            if r["target"] == target and (r["details"].get("benchmark") or {}).get("reference")
+        }
+        if times and max(times.values()) / min(times.values()) > 1 + _DRIFT:
+            fast, slow = min(times, key=lambda c: times[c]), max(times, key=lambda c: times[c])
+            found.append(
+                f"the machine ran at different speeds while it measured {target}: the reference workload took "
+                f"{times[fast]:.3g} ms beside {fast} and {times[slow]:.3g} ms beside {slow}. Compare speed-ups, "
+                "not latencies"
+            )
+    return found
 
 
 def _of_pruning(r: Mapping[str, Any], place: str) -> list[str]:

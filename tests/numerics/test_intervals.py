@@ -62,3 +62,10 @@ def test_equal_predictions_still_leave_doubt() -> None:
     drop, low, high = paired_drop_interval(right, right)
     assert drop == 0
     assert -0.03 < low < 0 < high < 0.03
+
+
+def test_thousands_of_samples_have_an_interval() -> None:
+    values = np.arange(5001.0)
+    median, low, high = median_interval(values, 0.95)
+    assert median == 2500
+    assert 2400 < low < 2450 < 2550 < high < 2600

@@ -168,9 +168,10 @@ class Bench:
             "rate_hz": self.config.rate_hz,
             "processes": self.config.processes,
             "steady": result.steady,
-            "reference": result.reference(side),
+            "reference": self._reference(result, side),
             "preflight": result.preflight.to_json(),
             "steal_share": result.steal,
+            "gpu": [state.to_json() for state in result.gpu],
             "memory_mb": {
                 "peak": int(str(footprint["peak_bytes"])) / 1e6,
                 "added": int(str(footprint["added_bytes"])) / 1e6,
@@ -181,6 +182,12 @@ class Bench:
             # By the runtime's own clock: it says where the time goes, the pairs say how much there is.
             "operator_microseconds": by_family(inside.operators),
         }
+
+    def _reference(self, result: Measured, side: int) -> dict[str, JSON] | None:
+        """With the time on record where the device was calibrated."""
+        found = result.reference(side)
+        kept = self.hardware.calibration
+        return None if found is None else found | {"on_record_ms": kept.reference_ms if kept else None}
 
     def throughput(self, model: Path, sample: Array) -> dict[str, JSON]:
         """The better runtime for large batches: samples a second."""

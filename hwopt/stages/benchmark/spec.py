@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hwopt.core.artifact import Kind
 from hwopt.core.settings import Settings
@@ -27,6 +27,12 @@ class BenchmarkConfig(Settings):
     rate_hz: Annotated[float, Field(gt=0, le=1000)] | None = None  # one call at a time, with pauses between
     throughput_batch: Annotated[int, Field(ge=1, le=65536)] = 32  # for the second choice of runtime: auto
     among: tuple[str, ...] = ()  # the runtimes that ``auto`` chooses from; left out, those that are here
+
+    @model_validator(mode="after")
+    def _paced_is_single(self) -> Self:
+        if self.rate_hz is not None and self.batch != 1:
+            raise ValueError("rate_hz asks for one sample now and then: leave out batch")
+        return self
 
 
 SPEC: Final = StageSpec(
