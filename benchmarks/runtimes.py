@@ -49,7 +49,7 @@ def files(name: str, folder: Path, mails: Path) -> tuple[list[Path], dict[str, n
 
 
 def rows(name: str, paths: list[Path], samples: dict[str, np.ndarray], batch: int) -> list[dict[str, Any]]:
-    options = {"inputs": {k: v[:batch] for k, v in samples.items()}, "batch": batch, "budget_seconds": 15.0}
+    options = {"inputs": {k: v[:batch] for k, v in samples.items()}, "batch": batch, "budget_seconds": 5.0}
     found = hwopt.benchmark(paths, runtimes=RUNTIMES, **options)
     chosen = {Path(c["model"]).name: c for c in found["faster_runtime"]}
     result = []

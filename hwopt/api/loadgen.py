@@ -20,6 +20,7 @@ from hwopt.latency.measure import Candidate, Effort, loaded
 from hwopt.measuring.percentiles import percentiles
 
 _QUERIES: Final = 2000
+_NAMES: Final = ("p50", "p90", "p99", "p90_bound", "p99_bound")
 _TURNS: Final = 4  # ours and theirs alternate, so that a drift of the machine meets both
 
 
@@ -60,13 +61,14 @@ def loadgen(
             recipe=Recipe(threads=chosen.threads, spinning=chosen.spinning),
         )
         each = max(64, queries // _TURNS)
-        ours: list[float] = []
+        ours: list[dict[str, Any]] = []
         theirs: list[dict[str, Any]] = []
         with loaded([side], Effort(processes=1, sessions=1, reference=False)) as ((process,), _):
             for _ in range(_TURNS):
                 asked = {"side": 0, "samples": each, "seconds": 60.0, "gap_seconds": None}
-                ours += process.ask("sample", **asked)["seconds"]
-                expected = statistics.median(ours)
+                times = process.ask("sample", **asked)["seconds"]
+                ours.append(percentiles(times))
+                expected = statistics.median(times)
                 answer = process.ask("loadgen", side=0, queries=each, expected_seconds=expected)
                 theirs.append(answer["nanoseconds"])
         progress(f"loadgen: {model.name}, {len(theirs) * each} queries")
@@ -77,18 +79,14 @@ def loadgen(
                 "tier": Tier.MEASURED.value,
                 "note": "LoadGen's single stream; no MLPerf result",
                 "queries": len(theirs) * each,
-                **{
-                    f"{name}_ms": _median(theirs, name)
-                    for name in ("p50", "p90", "p99", "p90_bound", "p99_bound")
-                },
-                "own_ms": {
-                    k: v if k == "count" or v is None else v * 1e3 for k, v in percentiles(ours).items()
-                },
+                **{f"{name}_ms": _median(theirs, name, 1e-6) for name in _NAMES},
+                "own_ms": {name: _median(ours, name, 1e3) for name in _NAMES},
             }
         )
     return found
 
 
-def _median(turns: Sequence[Mapping[str, Any]], name: str) -> float | None:
+def _median(turns: Sequence[Mapping[str, Any]], name: str, unit: float) -> float | None:
+    """Over turns, in milliseconds: one disturbed turn is not the result of either side."""
     values = [turn[name] for turn in turns if turn[name] is not None]
-    return statistics.median(values) / 1e6 if values else None
+    return statistics.median(values) * unit if values else None
