@@ -303,3 +303,33 @@ def test_devices_that_cannot_be_timed(tmp_path: Path, candidate: str, said: str)
     text = head + f"  one: {candidate}\n" + tail[tail.index("targets:") :]
     with pytest.raises(ConfigError, match=said):
         planned(tmp_path, "zcu104", world(VNNI), text=text)
+
+
+def test_auto_evaluates_in_every_runtime_and_times_them_together(tmp_path: Path) -> None:
+    both = world(VNNI)
+    both = World(
+        host=both.host,
+        host_profile=both.host_profile,
+        probe=lambda name: Availability(available=name in {"onnxruntime", "openvino"}, reason="absent"),
+        data_fingerprint="d",
+        model_code="",
+    )
+    result = planned(tmp_path, "host-cpu", both, "benchmark.runtime=auto")
+    row = result.rows[0]
+    assert list(row.evaluations) == ["onnxruntime", "openvino"]
+    (timed,) = {
+        step.key: step for step in result.steps if step.stage == "benchmark" and step.key in row.steps
+    }.values()
+    assert timed.config.among == ("onnxruntime", "openvino")  # type: ignore[attr-defined]
+    chosen = row.counted("openvino")
+    assert row.evaluations["openvino"] in chosen
+    assert row.evaluations["onnxruntime"] not in chosen
+    only = planned(tmp_path, "host-cpu", world(VNNI), "benchmark.runtime=auto")
+    (alone,) = {s.config.runtime for s in only.steps if s.stage == "benchmark"}  # type: ignore[attr-defined]
+    assert alone == "onnxruntime"
+    named = planned(tmp_path, "host-cpu", both, "benchmark.runtime=auto", "benchmark.among=[openvino]")
+    assert list(named.rows[0].evaluations) == ["openvino"]
+    with pytest.raises(ConfigError, match="does not say auto"):
+        planned(tmp_path, "host-cpu", both, "benchmark.among=[openvino]")
+    with pytest.raises(ConfigError, match=r"unknown runtime 'opnvino'"):
+        planned(tmp_path, "host-cpu", both, "benchmark.runtime=auto", "benchmark.among=[opnvino]")
