@@ -36,7 +36,8 @@ from hwopt.engine import host as this_host
 from hwopt.engine.judge import choose, judge_row, run_verdict
 from hwopt.engine.results import assemble
 from hwopt.errors import ConfigError, HwoptError, Problem, ResourceLimitError, StageFailedError
-from hwopt.planning.planner import World, plan
+from hwopt.planning.availability import World
+from hwopt.planning.planner import plan
 from hwopt.plugins import call_factory, load_reference, resolve, source_files, user_modules
 from hwopt.store.store import Finished, Store, new_run_id
 from hwopt.tracking.ledger import FileLedger

@@ -6,49 +6,24 @@ Pure but for the digests of the user's own code: what is here (host, backends, d
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from hwopt.core.artifact import Kind
-from hwopt.core.backend import Availability, BackendSpec, Optimization
+from hwopt.core.backend import BackendSpec, Optimization
 from hwopt.core.canonical import JSON, digest_of
 from hwopt.core.choices import NoOptions
 from hwopt.core.hardware import DeviceKind, HardwareProfile
-from hwopt.core.host import Host, can_run, is_device
 from hwopt.core.plan import Plan, Row, Source, Step
 from hwopt.core.profile import Candidate, Link, PipelineProfile, Target
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec, timing_of
 from hwopt.errors import ConfigError, Problem
+from hwopt.planning.availability import AUTO, Available, World, available
 from hwopt.plugins import did_you_mean, installed_version, provider_version, resolve, table
 
 IMPLICIT_BASELINE: Final = "fp32"
-AUTO: Final = "auto"  # the runtime that measures faster
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What the planner must know of its surroundings."""
-
-    host: Host
-    host_profile: HardwareProfile | None  # the device that this machine is of the kind of
-    probe: Callable[[str], Availability]  # by backend name
-    data_fingerprint: str
-    model_code: str  # digest of the user's module, or empty
-
-
-@dataclass(slots=True)
-class _Available:
-    """How a target can be served here."""
-
-    hardware: HardwareProfile | None = None
-    runtime: str | None = None
-    among: tuple[str, ...] = ()  # those to choose from by measuring; empty where one was named
-    latency: bool = True  # whether timing here says something about the device
-    unavailable: str | None = None
-    fix: str | None = None
-    notes: dict[str, str] = field(default_factory=dict)
 
 
 def plan(profile: PipelineProfile, world: World) -> Plan:
@@ -68,7 +43,8 @@ class _Builder:
         floats = [c for c in profile.candidates if not c.chain]
         self.baseline = floats[0] if floats else Candidate(name=IMPLICIT_BASELINE, chain=(), where=None)
         self.candidates = profile.candidates if floats else (self.baseline, *profile.candidates)
-        self.targets = {target.name: self.available(target) for target in profile.targets}
+        asked, among = (getattr(profile.benchmark, name, None) for name in ("runtime", "among"))
+        self.targets = {t.name: available(t, world, asked, among or ()) for t in profile.targets}
 
     # --- checks -----------------------------------------------------------------------------------------
 
@@ -165,78 +141,6 @@ class _Builder:
             versions.append(installed_version("pytorch-optimizer"))
         return [version for version in versions if version is not None]
 
-    def available(self, target: Target) -> _Available:
-        """Where and how a target runs, or why it does not."""
-        hardware = target.hardware or self.world.host_profile
-        if hardware is None:
-            return _Available(
-                unavailable="no hardware profile describes this machine's CPU",
-                fix="write one: hwopt hardware detect > my-cpu.yaml, and name it as the target",
-            )
-        result = _Available(hardware=hardware)
-        if hardware.kind is DeviceKind.FPGA:
-            return result
-        host = self.world.host
-        if hardware.kind is DeviceKind.CPU and not can_run(host, hardware):
-            lacking = sorted(set(hardware.isa) - host.isa)
-            why = (
-                f"it is {host.arch}" if hardware.arch not in {None, host.arch} else f"no {', '.join(lacking)}"
-            )
-            result.unavailable = f"this machine is not a {hardware.name}: {why}"
-            result.fix = "run the pipeline on such a device"
-            return result
-        if hardware.kind is DeviceKind.CPU and not is_device(host, hardware):
-            more = ", ".join(sorted(host.isa & set(hardware.isa_absent)))
-            result.latency = False
-            result.notes["latency_ms"] = (
-                f"not measured: this CPU has {more}, so its speed is not that of {hardware.name}"
-            )
-        asked = getattr(self.profile.benchmark, "runtime", None)
-        names = [name for name in hardware.runtimes if asked in {None, AUTO, name}]
-        if asked == AUTO:  # any that deploys ONNX files on such a device
-            named = getattr(self.profile.benchmark, "among", ())
-            names = [
-                n for n in dict.fromkeys([*names, *table("backend")]) if n in (named or table("backend"))
-            ]
-            names = [n for n in names if n in hardware.runtimes or self.deploys(n, hardware)]
-        if not names:
-            result.unavailable = f"{hardware.name} has no runtime {asked}"
-            result.fix = f"its runtimes are {', '.join(hardware.runtimes)}"
-            return result
-        reasons: list[tuple[str, str | None]] = []
-        for name in names:
-            if name not in table("backend"):
-                reasons.append((f"{name}: this hwopt has no backend of that name", None))
-                continue
-            backend: BackendSpec = resolve("backend", name)
-            if hardware.kind not in backend.kinds:
-                reasons.append((f"{name}: it does not run on a {hardware.kind.value}", None))
-                continue
-            state = self.world.probe(name)
-            if state.available and state.isa is not None and state.isa not in hardware.isa:
-                reasons.append(
-                    (f"{name}: the device here is {state.device} ({state.isa}), not a {hardware.name}", None)
-                )
-                continue
-            if state.available and asked == AUTO:
-                result.runtime = result.runtime or name
-                result.among = (*result.among, name)
-                continue
-            if state.available:
-                result.runtime = name
-                return result
-            reasons.append((f"{name}: {state.reason}", state.fix))
-        if result.runtime is not None:
-            return result
-        result.unavailable = "; ".join(reason for reason, _ in reasons)
-        result.fix = next((fix for _, fix in reasons if fix), None)
-        return result
-
-    def deploys(self, name: str, hardware: HardwareProfile) -> bool:
-        """Whether a backend runs ONNX files on a kind of device."""
-        spec: BackendSpec = resolve("backend", name)
-        return hardware.kind in spec.kinds and Kind.ONNX in spec.takes
-
     # --- steps ------------------------------------------------------------------------------------------
 
     def build(self) -> Plan:
@@ -320,7 +224,7 @@ class _Builder:
         return replace(row, steps=tuple(dict.fromkeys(step.key for step in steps)))
 
     def evaluate_config(
-        self, candidate: Candidate, runtime: str, emulated: bool, here: _Available
+        self, candidate: Candidate, runtime: str, emulated: bool, here: Available
     ) -> Settings:
         """The same recipe as the benchmark's: accuracy and latency are those of one execution."""
         spec: StageSpec = resolve("stage", "evaluate")

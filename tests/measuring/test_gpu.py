@@ -16,11 +16,11 @@ class NvmlError(Exception):
     pass
 
 
-class NotFound(NvmlError):
+class NotFoundError(NvmlError):
     pass
 
 
-class NotSupported(NvmlError):
+class NotSupportedError(NvmlError):
     pass
 
 
@@ -28,8 +28,8 @@ def nvml(**changes: Any) -> ModuleType:
     module = ModuleType("pynvml")
     members: dict[str, Any] = {
         "NVMLError": NvmlError,
-        "NVMLError_FunctionNotFound": NotFound,
-        "NVMLError_NotSupported": NotSupported,
+        "NVMLError_FunctionNotFound": NotFoundError,
+        "NVMLError_NotSupported": NotSupportedError,
         "NVML_CLOCK_SM": 1,
         "NVML_CLOCK_MEM": 2,
         "NVML_TEMPERATURE_GPU": 0,
@@ -76,10 +76,10 @@ def test_what_it_is_and_how_it_does(driver: None, monkeypatch: pytest.MonkeyPatc
 
 def test_old_drivers_and_old_gpus(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(handle: Any) -> int:
-        raise NotFound
+        raise NotFoundError
 
     def unsupported(handle: Any) -> int:
-        raise NotSupported
+        raise NotSupportedError
 
     changed = nvml(
         nvmlDeviceGetCurrentClocksEventReasons=missing, nvmlDeviceGetTotalEnergyConsumption=unsupported

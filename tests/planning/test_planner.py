@@ -15,7 +15,8 @@ from hwopt.core.host import Host, describe
 from hwopt.core.plan import Plan
 from hwopt.engine.results import assemble
 from hwopt.errors import ConfigError
-from hwopt.planning.planner import World, plan
+from hwopt.planning.availability import World
+from hwopt.planning.planner import plan
 
 PROFILE = """\
 name: p
