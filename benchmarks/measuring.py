@@ -26,7 +26,7 @@ from typing import Any, TextIO
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from hwopt.api.bench import feed_of
+from hwopt.api.bench import Options, feed_of
 from hwopt.config.hardware import shipped
 from hwopt.engine.host import usable_cores
 from hwopt.latency.measure import SESSIONS, Candidate, written
@@ -99,7 +99,7 @@ def run(burners: int, out: Path, same: int, planted: int, pairs: TextIO | None) 
                 model=path,
                 runtime="onnxruntime",
                 hardware=shipped("generic-cpu"),
-                feed=feed_of(path, 1, 0),
+                feed=feed_of(path, Options()),
                 inferences=PARTS,
             )
             cases = [("same", [one, one])] * same

@@ -27,7 +27,7 @@ CALIBRATION = Calibration(
     runtime="onnxruntime 1",
     reference_ms=0.2,
     call_us=5.0,
-    costs={"conv.fp32": {"macs": 10.0, "each": 1000.0}, "other.fp32": {"bytes": 100.0}},
+    costs={"conv.fp32": {"macs": 10.0, "each": 1000.0}, "pool.fp32": {"bytes": 100.0}},
     spread=1.3,
     models=10,
 )

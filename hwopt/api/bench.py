@@ -17,18 +17,18 @@ from hwopt import checkpoints
 from hwopt.core.artifact import Kind
 from hwopt.core.backend import BackendSpec, Recipe
 from hwopt.core.canonical import JSON
-from hwopt.core.dataset import Array
-from hwopt.core.hardware import HardwareProfile
+from hwopt.core.dataset import Array, tokens_of
+from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.measurement import Interval, Tier, Verdict
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.data.feeds import feeds
 from hwopt.data.npz import read_arrays
 from hwopt.engine.pipeline import probe
-from hwopt.engine.single import device, runtime_of
+from hwopt.engine.single import device, must_be_here, runtime_of
 from hwopt.errors import ConfigError, EngineMissingError
 from hwopt.latency.causes import Case, causes
-from hwopt.latency.measure import Candidate, Effort, Measured, look_inside, measure_all, working
+from hwopt.latency.measure import Candidate, Effort, Inside, Measured, look_inside, measure_all, working
 from hwopt.latency.reference import small_model
 from hwopt.measuring.preflight import preflight
 from hwopt.model_check import check_model
@@ -61,6 +61,12 @@ class Options:
     strict: bool = False  # refuse to measure where the preflight warns
 
     def __post_init__(self) -> None:
+        if isinstance(self.runtimes, str):
+            object.__setattr__(self, "runtimes", (self.runtimes,))
+        if AUTO in self.runtimes and len(self.runtimes) > 1:
+            raise ConfigError("auto means every runtime that is here", fix="name no other beside it")
+        if self.processes < 1 or (self.batch is not None and self.batch < 1):
+            raise ConfigError("processes and batch are at least 1")
         if self.rate_hz is not None and self.scenario != "paced":
             raise ConfigError("a rate belongs to the scenario paced", fix="add --scenario paced")
         if self.scenario == "paced" and self.batch not in {None, 1}:
@@ -68,8 +74,12 @@ class Options:
 
     @property
     def samples(self) -> int:
-        """Batch of the scenario."""
+        """Batch of the scenario, for files that take any."""
         return self.batch or (_BATCH if self.scenario == "batch" else 1)
+
+    def recipe(self) -> Recipe:
+        """How every file is executed."""
+        return Recipe(threads=self.threads, spinning=self.spinning)
 
     def effort(self) -> Effort:
         """For the measuring itself."""
@@ -105,27 +115,54 @@ def benchmark(
         EngineMissingError: a runtime is not here, or ``strict`` and the machine is not fit to measure on.
     """
     chosen = Options(**options)
+    paths = [Path(model) for model in dict.fromkeys(map(str, models))]
+    if not paths:
+        raise ConfigError("there is nothing to measure", fix="give the path of an .onnx file")
     hardware = device(chosen.target)
     names = runtimes_for(chosen, hardware)
     _fit(chosen)
-    sides, refused = _sides([Path(m) for m in models], names, hardware, chosen, inputs)
+    sides, refused = _sides(paths, names, hardware, chosen, inputs)
+    bases = [_base(sides, index) for index in range(len(sides))]
+    firsts = {side.model: index for index, side in reversed(list(enumerate(sides)))}
+    # Each with its baseline, and each runtime of a file with the first one.
+    pairs = {(index, base) for index, base in enumerate(bases)}
+    pairs |= {(index, firsts[side.model]) for index, side in enumerate(sides)}
     progress(f"bench: {len(sides)} sides in {chosen.processes} processes")
-    result = measure_all(sides, chosen.effort())
+    result = measure_all(sides, chosen.effort(), [(a, b) for a, b in sorted(pairs) if a != b])
     progress(f"bench: {len(result.rounds.blocks)} rounds")
-    first = {side.runtime: index for index, side in reversed(list(enumerate(sides)))}
-    rows = [_row(result, sides, index, first[side.runtime], chosen) for index, side in enumerate(sides)]
+    insides = _Insides(sides)
+    rows = [_row(result, sides, index, bases[index], insides) for index in range(len(sides))]
     return {
         "schema_version": 2,
         "target": chosen.target,
         "device": hardware.name,
         "scenario": chosen.scenario,
-        "batch": chosen.samples,
         "preflight": result.preflight.to_json(),
         "steal_share": result.steal,
+        "gpu": [state.to_json() for state in result.gpu],
         "results": rows,
         "faster_runtime": _faster_runtimes(result, sides),
         "refused": [{"model": m, "runtime": r, "reason": why} for (m, r), why in refused.items()],
     }
+
+
+def _base(sides: Sequence[Candidate], index: int) -> int:
+    """What a side is compared with: the first file in its runtime; in the first one where it is not there."""
+    first = sides[0].model
+    mine = (i for i, side in enumerate(sides) if side.model == first and side.runtime == sides[index].runtime)
+    return next(mine, 0)
+
+
+class _Insides:
+    """What runtimes say of each side; asked once."""
+
+    def __init__(self, sides: Sequence[Candidate]) -> None:
+        self._sides, self._seen = sides, dict[int, Inside]()
+
+    def __getitem__(self, index: int) -> Inside:
+        if index not in self._seen:
+            self._seen[index] = look_inside(self._sides[index])
+        return self._seen[index]
 
 
 def runtimes_for(options: Options, hardware: HardwareProfile) -> list[str]:
@@ -140,7 +177,8 @@ def runtimes_for(options: Options, hardware: HardwareProfile) -> list[str]:
     if options.runtimes == (AUTO,):
         runtime_of(hardware)  # the device must be this one
         return [n for n in table("backend") if serves(n, hardware) and probe(n).available]
-    for name in options.runtimes:
+    names = list(dict.fromkeys(options.runtimes))
+    for name in names:
         if name not in table("backend"):
             raise ConfigError(f"unknown runtime {name!r}", fix=did_you_mean(name, table("backend")))
         spec: BackendSpec = resolve("backend", name)
@@ -151,7 +189,14 @@ def runtimes_for(options: Options, hardware: HardwareProfile) -> list[str]:
         state = probe(name)
         if not state.available:
             raise EngineMissingError(f"{name}: {state.reason}", fix=state.fix)
-    return list(options.runtimes)
+        if state.isa is not None and state.isa not in hardware.isa:
+            raise EngineMissingError(
+                f"the device here is {state.device} ({state.isa}), not a {hardware.name}",
+                fix="name the device that is here as the target",
+            )
+    if hardware.kind is DeviceKind.CPU:
+        must_be_here(hardware)
+    return names
 
 
 def serves(name: str, hardware: HardwareProfile) -> bool:
@@ -178,8 +223,8 @@ def _sides(
 ) -> tuple[list[Candidate], dict[tuple[str, str], str]]:
     found: list[Candidate] = []
     refused: dict[tuple[str, str], str] = {}
-    recipe = Recipe(threads=options.threads, spinning=options.spinning)
-    fed = {model: feed_of(model, options.samples, options.seed, inputs) for model in dict.fromkeys(models)}
+    recipe = options.recipe()
+    fed = {model: feed_of(model, options, inputs) for model in models}
     for name in names:
         takes = resolve("backend", name).takes
         for model in models:
@@ -203,16 +248,43 @@ def _sides(
 
 
 def feed_of(
-    model: Path, batch: int, seed: int, inputs: str | Path | Mapping[str, Array] | None = None
+    model: Path, options: Options, inputs: str | Path | Mapping[str, Array] | None = None
 ) -> dict[str, Array]:
-    """One call's arrays: the first of ``inputs``, or random numbers of the model's own shapes and types."""
+    """One call's arrays: the first rows of ``inputs``, or random numbers of the model's own shapes and types.
+
+    A model whose first axis is fixed gets that batch, unless another was asked for.
+
+    Raises:
+        ConfigError: the batch is not the model's, or there are fewer rows than it takes.
+    """
     shapes, dtypes = _signature(model)
-    if inputs is not None:
-        where = None if isinstance(inputs, Mapping) else str(inputs)
-        arrays = dict(inputs) if isinstance(inputs, Mapping) else read_arrays(Path(inputs))
-        return feeds({n: a[:batch] for n, a in arrays.items()}, shapes, dtypes, where=where)[0]
-    rng = np.random.default_rng(seed)
-    return {name: _random(rng, name, shape, dtypes[name], batch, model) for name, shape in shapes.items()}
+    own = next((shape[0] for shape in shapes.values() if len(shape) > 1 and shape[0] is not None), None)
+    batch = options.batch or own or options.samples
+    if own is not None and own != batch:
+        raise ConfigError(
+            f"the model always takes {own} samples, and the batch is {batch}",
+            where=str(model),
+            fix=f"measure with --batch {own}, or export the model with a free first axis",
+        )
+    if inputs is None:
+        rng = np.random.default_rng(options.seed)
+        return {name: _random(rng, name, shape, dtypes[name], batch, model) for name, shape in shapes.items()}
+    where = None if isinstance(inputs, Mapping) else str(inputs)
+    arrays = dict(inputs) if isinstance(inputs, Mapping) else read_arrays(Path(inputs))
+    short = {
+        n: len(a)
+        for n, a in arrays.items()
+        if n in shapes and np.ndim(a) == len(shapes[n]) and len(a) < batch
+    }
+    if short:
+        name, rows = next(iter(short.items()))
+        raise ConfigError(
+            f"the batch is {batch}, and {name} has {rows} rows",
+            where=where,
+            fix=f"measure with --batch {rows}",
+        )
+    fixed = {n: (batch, *shape[1:]) if shape and shape[0] is None else shape for n, shape in shapes.items()}
+    return feeds(arrays, fixed, dtypes, where=where)[0]
 
 
 def _signature(model: Path) -> tuple[dict[str, tuple[int | None, ...]], dict[str, np.dtype[Any]]]:
@@ -220,7 +292,8 @@ def _signature(model: Path) -> tuple[dict[str, tuple[int | None, ...]], dict[str
         raise ConfigError("no such file", where=str(model), fix="give the path of an .onnx file")
     if not checkpoints.is_onnx(model):
         shape = checkpoints.read_recipe(model).sample_shape
-        return {"input": (None, *shape)}, {"input": np.dtype(np.float32)}
+        dtype = np.int64 if tokens_of(shape) else np.float32
+        return {"input": (None, *shape)}, {"input": np.dtype(dtype)}
     check_model(model)
     proto = onnx.load(model, load_external_data=False)
     stored = {i.name for i in proto.graph.initializer}
@@ -238,13 +311,6 @@ def _random(
             where=str(model),
             fix="give real inputs: --inputs FILE.npz",
         )
-    first = shape[0] if shape else None
-    if first is not None and len(shape) > 1 and first != batch:
-        raise ConfigError(
-            f"the input {name!r} always holds {first} samples, and the batch is {batch}",
-            where=str(model),
-            fix=f"measure with --batch {first}, or export the model with a free first axis",
-        )
     full = tuple(batch if size is None else size for size in shape)
     kind = np.dtype(dtype)
     if kind.kind == "f":
@@ -255,26 +321,27 @@ def _random(
 
 
 def _row(
-    result: Measured, sides: Sequence[Candidate], index: int, base: int, options: Options
+    result: Measured, sides: Sequence[Candidate], index: int, base: int, insides: _Insides
 ) -> dict[str, Any]:
-    side = sides[index]
-    inside = look_inside(side)
+    side, inside = sides[index], insides[index]
     weighted = [node for node in inside.nodes if node.weighted]
+    samples = max((len(value) for value in side.feed.values() if np.ndim(value)), default=1)
     row: dict[str, Any] = {
         "model": str(side.model),
         "runtime": side.runtime,
         "tier": Tier.MEASURED.value,
+        "batch": samples,
         "latency_ms": result.latency_ms(index),
         "speedup": Interval(1.0, 1.0, 1.0).to_json(),
-        "against": str(sides[base].model),
-        "samples_per_second": options.samples / result.rounds.seconds(index),
+        "against": {"model": str(sides[base].model), "runtime": sides[base].runtime},
+        "samples_per_second": samples / result.rounds.seconds(index),
         "file_bytes": side.model.stat().st_size,
         "integer_share": sum(n.integer for n in weighted) / len(weighted) if weighted else None,
         "float_operators": [f"{n.name} ({n.op})" for n in weighted if not n.integer],
         "placement": sorted({n.placement for n in inside.nodes if n.placement}),
         "runtime_settings": dict(inside.describe),
         "recipe": side.recipe.to_json(),
-        "steady": result.steady,
+        "steady": result.steady[index],
         "reference": result.reference(index),
         "footprint": dict(inside.footprint),
         "joules": inside.joules,
@@ -287,8 +354,7 @@ def _row(
                 graph=onnx.load(side.model).graph,
                 path=side.model,
                 model=inside,
-                baseline=look_inside(sides[base]),
-                call_seconds=result.rounds.seconds(index),
+                baseline=insides[base],
                 baseline_seconds=result.rounds.seconds(base),
             )
             row["no_faster_because"] = [cause.to_json() for cause in causes(case)]
@@ -339,8 +405,8 @@ def self_test(
             model=path,
             runtime=runtime,
             hardware=hardware,
-            feed=feed_of(path, chosen.samples, chosen.seed),
-            recipe=Recipe(threads=chosen.threads, spinning=chosen.spinning),
+            feed=feed_of(path, chosen),
+            recipe=chosen.recipe(),
         )
         found, planted = [], []
         for index in range(comparisons):
@@ -355,6 +421,8 @@ def self_test(
             progress(f"{index + 1}/{comparisons}: {ratio.estimate:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]")
     intervals = [one.interval() for one in found]
     verdicts = [one.verdict(margin) for one in found]
+    truth = _PARTS / (_PARTS + 1)
+    off = [one.interval() for one in planted]
     known = [i for i in intervals if np.isfinite([i.low, i.high]).all()]
     errors = [abs(i.estimate - 1) for i in intervals]
     return {
@@ -367,7 +435,8 @@ def self_test(
         "verdicts": {v.value: verdicts.count(v) for v in Verdict},
         "false_claims": sum(i.low > 1 or i.high < 1 for i in known),
         "planted": {
-            "truth": _PARTS / (_PARTS + 1),
+            "truth": truth,
+            "missed": sum(not i.low <= truth <= i.high for i in off),
             "verdicts": {v.value: sum(one.verdict(margin) is v for one in planted) for v in Verdict},
             "estimates": [one.interval().estimate for one in planted],
         },
@@ -377,19 +446,24 @@ def self_test(
         "half_width_median": statistics.median((i.high - i.low) / 2 for i in known) if known else None,
         "clean_share": statistics.mean(one.clean_share for one in found),
         "preflight": preflight().to_json(),
-        "healthy": _healthy(verdicts, known),
+        "healthy": _healthy(verdicts, [*_shifted(known, 1.0), *_shifted(off, truth)])
+        and _plausible(sum(one.verdict(margin) is Verdict.PASS for one in planted), len(planted), 0.01),
     }
 
 
-def _healthy(verdicts: Sequence[Verdict], known: Sequence[Interval]) -> bool:
-    """No false FAIL beyond 1 % (rounded up to one), and intervals that miss the truth no oftener than 5 %.
+def _shifted(intervals: Sequence[Interval], truth: float) -> list[Interval]:
+    """As if the truth were 1."""
+    return [Interval(i.estimate / truth, i.low / truth, i.high / truth) for i in intervals]
 
-    The allowance is the binomial's 99 % bound at those rates, so that a sound machine is hardly ever accused.
+
+def _healthy(verdicts: Sequence[Verdict], known: Sequence[Interval]) -> bool:
+    """Something is known, hardly a false FAIL, and intervals that miss the truth no oftener than 5 %.
+
+    The allowance is the binomial's 99 % bound at 1 and 5 %, so that a sound machine is hardly ever accused.
     """
     missed = sum(i.low > 1 or i.high < 1 for i in known)
-    return _plausible(verdicts.count(Verdict.FAIL), len(verdicts), 0.01) and _plausible(
-        missed, len(known), 0.05
-    )
+    false = verdicts.count(Verdict.FAIL)
+    return bool(known) and _plausible(false, len(verdicts), 0.01) and _plausible(missed, len(known), 0.05)
 
 
 def _plausible(events: int, n: int, rate: float) -> bool:

@@ -7,14 +7,15 @@ from typing import Any
 
 import onnx
 
-from hwopt.core.artifact import Kind
+from hwopt.api.bench import Options, feed_of, serves
 from hwopt.core.backend import BackendSpec
 from hwopt.core.canonical import JSON
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.engine.pipeline import probe
-from hwopt.engine.single import device
+from hwopt.engine.single import device, runtime_of
 from hwopt.errors import EngineMissingError, HwoptError
+from hwopt.latency.measure import Candidate, look_inside
 from hwopt.latency.workers import Process
 from hwopt.model_check import check_model
 from hwopt.plugins import resolve, table
@@ -24,8 +25,8 @@ from hwopt.quantization.onnx_net import signature
 def check(model: str | Path, *, target: str | None = None, batch: int = 1) -> dict[str, Any]:
     """Whether a file is a sound ONNX model and, for a target, whether it can be deployed there.
 
-    For a GPU an engine is built, with no GPU needed: tier ``compiled``, and never a latency. For a CPU of this
-    machine's kind every runtime that is here loads it.
+    For a GPU an engine is built, with no GPU needed: tier ``compiled``, and never a latency. For a CPU, which
+    must be this machine, every runtime that is here loads and runs it.
 
     Returns:
         JSON; ``accepted`` is null without a target, else whether a compiler or runtime takes the file.
@@ -86,14 +87,12 @@ def _compiled(path: Path, hardware: HardwareProfile, batch: int) -> dict[str, An
 
 
 def _loaded(path: Path, hardware: HardwareProfile) -> dict[str, Any]:
-    from hwopt.api.bench import feed_of
-    from hwopt.latency.measure import Candidate, look_inside
-
-    feed = feed_of(path, 1, 0)
+    """What the runtimes that are here make of the file; this machine must be such a device."""
+    runtime_of(hardware)
+    feed = feed_of(path, Options())
     runtimes: dict[str, JSON] = {}
     for name in table("backend"):
-        spec: BackendSpec = resolve("backend", name)
-        if hardware.kind not in spec.kinds or Kind.ONNX not in spec.takes or not probe(name).available:
+        if not serves(name, hardware) or not probe(name).available:
             continue
         try:
             inside = look_inside(Candidate(model=path, runtime=name, hardware=hardware, feed=feed))
@@ -104,4 +103,4 @@ def _loaded(path: Path, hardware: HardwareProfile) -> dict[str, Any]:
         share = sum(node.integer for node in weighted) / len(weighted) if weighted else None
         runtimes[name] = {"accepted": True, "integer_share": share}
     accepted = any(isinstance(one, dict) and one["accepted"] for one in runtimes.values())
-    return {"tier": Tier.MEASURED.value, "accepted": accepted, "runtimes": runtimes}
+    return {"accepted": accepted, "runtimes": runtimes}

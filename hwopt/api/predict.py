@@ -22,7 +22,7 @@ from hwopt.model_check import check_model
 from hwopt.prediction.calibrate import calibrate as run_suite
 from hwopt.prediction.predict import Prediction
 from hwopt.prediction.predict import predict as predict_kernels
-from hwopt.prediction.work import kernels
+from hwopt.prediction.work import kernels, unpriced
 
 _Z90 = 1.6449  # of the standard normal: nine out of ten lie within
 
@@ -66,7 +66,9 @@ def _one(
         "file_bytes": weights,
         "macs": sum(kernel.macs for kernel in found),
         "kernels": len(found),
+        # An estimate: the file, and the greatest kernel's tensors twice.
         "fits_in_memory": None if memory is None else weights + 2 * most < memory * 1e9,
+        "priced_by_traffic_alone": list[JSON](unpriced(found)),
         **prediction.to_json(),
     }, prediction
 

@@ -34,9 +34,7 @@ UNHEALTHY: Final = 1
     help="One sample after the other, large batches, or one sample now and then.",
 )
 @click.option("--batch", type=click.IntRange(1, 65536), help="Samples a call.  [default: 1; batch: 32]")
-@click.option(
-    "--rate", "rate_hz", type=click.FloatRange(0.01, 1000), help="Calls a second of scenario paced."
-)
+@click.option("--rate", "rate_hz", type=click.FloatRange(0.1, 1000), help="Calls a second of scenario paced.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
 @click.option("--spinning", is_flag=True, help="Let the runtime's threads wait busily.")
 @click.option(
@@ -73,8 +71,10 @@ def bench(
     """Measure models; the first is the baseline of the others, in randomized rounds in fresh processes."""
     say = progress(quiet)
     if self_test:
-        if len(models) > 1 or inputs is not None or loadgen:
-            raise ConfigError("--self-test takes at most one model, and no inputs", fix="leave the rest out")
+        if len(models) > 1 or inputs is not None or loadgen or len(options["runtimes"]) > 1:
+            raise ConfigError(
+                "--self-test takes at most one model and one runtime, and no inputs", fix="leave the rest out"
+            )
         found = hwopt.self_test(*models, comparisons=comparisons, progress=say, **options)
         if as_json:
             print_json(found)
@@ -83,9 +83,9 @@ def bench(
         return 0 if found["healthy"] else UNHEALTHY
     if not models:
         raise click.UsageError("Missing argument 'MODELS...'.")
-    document = hwopt.benchmark(models, inputs=inputs, progress=say, **options)
-    if loadgen:
-        document["loadgen"] = hwopt.loadgen(models, inputs=inputs, progress=say, **options)
+    # LoadGen first: what it cannot do is known before anything is measured.
+    theirs = hwopt.loadgen(models, inputs=inputs, progress=say, **options) if loadgen else []
+    document = hwopt.benchmark(models, inputs=inputs, progress=say, **options) | {"loadgen": theirs}
     if as_json:
         print_json(document)
         return 0
@@ -111,13 +111,13 @@ def _say(document: dict[str, Any]) -> None:
         )
     for one in document["refused"]:
         click.echo(f"{Path(one['model']).name} was not measured in {one['runtime']}: {one['reason']}")
-    for one in document.get("loadgen", []):
+    for one in document["loadgen"]:
         p99 = "not enough queries" if one["p99_bound_ms"] is None else f"p99 ≤ {one['p99_bound_ms']:.3g} ms"
         click.echo(
             f"{Path(one['model']).name}: LoadGen (no MLPerf result) p50 {one['p50_ms']:.3g} ms, "
             f"p90 {one['p90_ms']:.3g} ms, {p99}, {one['queries']} queries"
         )
-    for warning in document["preflight"]["warnings"]:
+    for warning in [*document["preflight"]["warnings"], *(w for s in document["gpu"] for w in s["warnings"])]:
         click.echo(f"! {warning}")
 
 
@@ -128,14 +128,12 @@ def _row(r: dict[str, Any], document: dict[str, Any]) -> str:
         parts.append(f"{r['samples_per_second']:,.0f} samples/s")
     if r["latency_ms"]["p99_bound"] is not None:
         parts.append(f"p99 ≤ {r['latency_ms']['p99_bound']:.3g} ms")
-    added = r["footprint"]["added_bytes"] / 1e6
-    parts += [
-        size(r["file_bytes"]),
-        f"{added:.0f} MB of memory",
-        f"loads in {r['footprint']['load_seconds'] * 1e3:.0f} ms",
-        f"{share} of the weighted operators in integer",
-    ]
-    return ", ".join(parts)
+    parts.append(size(r["file_bytes"]))
+    if r["footprint"]["added_bytes"] is not None:
+        parts.append(f"{r['footprint']['added_bytes'] / 1e6:.0f} MB of memory")
+    if r["footprint"]["load_seconds"] is not None:
+        parts.append(f"loads in {r['footprint']['load_seconds'] * 1e3:.0f} ms")
+    return ", ".join([*parts, f"{share} of the weighted operators in integer"])
 
 
 def _notes(r: dict[str, Any]) -> list[str]:
@@ -143,12 +141,12 @@ def _notes(r: dict[str, Any]) -> list[str]:
     ratio, pairs = r["speedup"], r.get("pairs", {})
     if "no_faster_because" in r:
         said = "slower than" if ratio["high"] is not None and ratio["high"] < 1 else "no faster than"
-        found.append(f"it is {said} {Path(r['against']).name}:")
+        found.append(f"it is {said} {Path(r['against']['model']).name}:")
         found += [f"  {cause['text']} → {cause['fix']}" for cause in r["no_faster_because"]]
     if pairs.get("degraded"):
         found.append(f"only {pairs['clean_share']:.0%} of the pairs were undisturbed; the machine was busy")
-    if pairs.get("session_effect"):
-        found.append("sessions of the same file differ by more than the interval: it is too narrow")
+    if r["against"]["runtime"] != r["runtime"]:
+        found.append(f"compared with {Path(r['against']['model']).name} in {r['against']['runtime']}")
     if not r["steady"]:
         found.append("the runtime did not reach a steady state before timing")
     return found

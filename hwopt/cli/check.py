@@ -60,6 +60,7 @@ def _say(found: dict[str, Any]) -> None:
         click.echo(f"{found['device']}: {found['compiler']} does not take it")
     for reason in found["reasons"]:
         click.echo(f"  {reason['text']}" + (f" → {reason['fix']}" if reason["fix"] else ""))
-        click.echo(f"    it said: {reason['said']}")
+        if reason["said"]:
+            click.echo(f"    it said: {reason['said']}")
     for note in found["notes"]:
         click.echo(f"  note: {note}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Final
@@ -84,8 +85,9 @@ def doctor(as_json: bool) -> int:
 
 
 def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    """Under its own name, or as the build for GPUs."""
+    for one in (name, f"{name}-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(one)
+            return True
+    return False

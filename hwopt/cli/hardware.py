@@ -11,10 +11,11 @@ import hwopt
 from hwopt.cli.console import json_option, print_json, progress, quiet_option
 from hwopt.config import hardware as profiles
 from hwopt.core.canonical import JSON
+from hwopt.core.hardware import NAME
 from hwopt.core.profile import HOST_CPU
 from hwopt.engine import host as this_host
 from hwopt.engine.pipeline import host_profile
-from hwopt.errors import EngineMissingError
+from hwopt.errors import ConfigError, EngineMissingError
 from hwopt.measuring.gpu import first_gpu
 from hwopt.measuring.preflight import preflight
 from hwopt.store.atomic import write_text
@@ -101,27 +102,34 @@ def detect(as_json: bool) -> None:
 
 @hardware.command()
 @click.option("--target", default=HOST_CPU, show_default=True, help="Device that is here, or its YAML file.")
-@click.option("--name", default="my-cpu", show_default=True, help="Of the profile that is written.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The file to write; stdout if left out."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("my-cpu.yaml"),
+    show_default=True,
+    help="The file to write; the profile gets its name.",
 )
 @quiet_option
-def calibrate(target: str, name: str, threads: int, output: Path | None, quiet: bool) -> None:
-    """Time a micro-suite on this machine and write a profile that predictions use; about two minutes."""
+def calibrate(target: str, threads: int, output: Path, quiet: bool) -> None:
+    """Time a micro-suite on this machine and write a profile that predictions use; about a minute."""
+    if output.suffix != ".yaml" or not NAME.fullmatch(output.stem):
+        raise ConfigError(
+            f"{output.name} is no name of a hardware profile",
+            fix="small letters, digits, dots and dashes, and .yaml at the end",
+        )
+    if not output.absolute().parent.is_dir():
+        raise ConfigError("no such folder", where=str(output.absolute().parent), fix="make it first")
     made = hwopt.calibrate(target, threads=threads, progress=progress(quiet))
     kept = made.calibration
-    value = made.to_json() | {"name": name, "describes_host": False}
+    value = made.to_json() | {"name": output.stem, "describes_host": False}
     sources = value["sources"]
     if isinstance(sources, dict) and kept is not None:
         sources["calibration"] = (
             f"micro-suite of {kept.models} networks, measured by hwopt {hwopt.__version__}"
         )
-    text = _yaml(value)
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    write_text(output, text)
+    write_text(output, _yaml(value))
     click.echo(
         f"written: {output}; predictions lie within a factor of {kept.spread if kept else 0:.2f}, 9 of 10"
     )

@@ -46,5 +46,7 @@ def _say(row: dict[str, Any], name: str) -> None:
             f"    {ratio['estimate']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}] the speed of the first; "
             f"faster with a probability of {over['faster']:.0%}"
         )
+    if row["priced_by_traffic_alone"]:
+        click.echo(f"    by their traffic alone: {', '.join(row['priced_by_traffic_alone'])}")
     if row["fits_in_memory"] is False:
         click.echo("    it does not fit into the device's memory")

@@ -140,7 +140,7 @@ class Runtime(Protocol):
         """Library version, device, and every setting that the recipe came to in the runtime's own words."""
 
     def profile(self, inputs: Mapping[str, Array], runs: int, /) -> list[OperatorTime]:
-        """Mean time of each operator over ``runs`` inferences, by the runtime's own clock."""
+        """Typical time of each operator over ``runs`` inferences, by the runtime's own clock."""
 
     def close(self) -> None:
         """Free what the runtime holds."""

@@ -20,6 +20,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _DTYPE: Final = re.compile(r"(u?)int([1-9]|1[0-6]|32)")
 
 
@@ -237,7 +238,7 @@ class FpgaFabric(Settings):
 class HardwareProfile(Settings):
     """One device."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     kind: DeviceKind
     title: str
     arch: Literal["x86_64", "aarch64"] | None = None  # CPUs only

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from hwopt.core.canonical import JSON, finite_or_none
+
+DRIFT: Final = 0.15  # of the reference workload's time, from where on absolute times are not judged
 
 
 class Tier(StrEnum):

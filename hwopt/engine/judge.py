@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from hwopt.core.canonical import JSON
-from hwopt.core.measurement import Interval, Tier, Verdict
+from hwopt.core.measurement import DRIFT, Interval, Tier, Verdict
 from hwopt.core.profile import Requirement
 
 Result = Mapping[str, Any]
-DRIFT: Final = 0.15  # of the reference workload's time, from where on absolute times are not judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

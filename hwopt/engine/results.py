@@ -59,6 +59,16 @@ def assemble(
             missing[name] = _why_missing(name, row, status, hardware)
     if status != "ok":
         missing = {name: str(result["reason"]) for name in CORE if result[name] is None}
+    reference = merged.get("benchmark", {}).get("reference")
+    if (
+        reference
+        and hardware is not None
+        and hardware.calibration is not None
+        and not merged["benchmark"]["rate_hz"]
+    ):
+        # What the machine should take; not part of the measured step, which a new calibration leaves as it is.
+        kept = {"on_record_ms": hardware.calibration.reference_ms}
+        merged["benchmark"] = {**merged["benchmark"], "reference": {**reference, **kept}}
     details: dict[str, JSON] = dict(merged)
     if goals:
         details["pruning_goals"] = goals

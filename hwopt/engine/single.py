@@ -23,6 +23,7 @@ from hwopt.core.stage import Progress, StageContext, StageResult, StageSpec, tim
 from hwopt.engine import host as this_host
 from hwopt.engine.pipeline import LEDGER, call_stage, host_profile, loader, opened, probe
 from hwopt.errors import ConfigError, EngineMissingError, HwoptError
+from hwopt.planning.availability import AUTO
 from hwopt.plugins import load_reference, resolve
 from hwopt.store.atomic import copy_file
 
@@ -45,13 +46,8 @@ def runtime_of(hardware: HardwareProfile) -> str:
 
     A CPU that this machine is not of the kind of is refused: its times would be another device's.
     """
-    host = this_host.detect()
-    if hardware.kind is DeviceKind.CPU and not is_device(host, hardware):
-        mine = host_profile()
-        raise EngineMissingError(
-            f"this machine is not a {hardware.name}" + (f" but a {mine.name}" if mine else ""),
-            fix="measure with --target host-cpu, or on such a device",
-        )
+    if hardware.kind is DeviceKind.CPU:
+        must_be_here(hardware)
     reasons = [(name, probe(name)) for name in hardware.runtimes]
     for name, state in reasons:
         if state.available:
@@ -60,6 +56,16 @@ def runtime_of(hardware: HardwareProfile) -> str:
         "; ".join(f"{name}: {state.reason}" for name, state in reasons) or f"{hardware.name} has no runtime",
         fix=next((state.fix for _, state in reasons if state.fix), "choose another --target"),
     )
+
+
+def must_be_here(hardware: HardwareProfile) -> None:
+    """EngineMissingError where this machine is not a CPU of that kind."""
+    if not is_device(this_host.detect(), hardware):
+        mine = host_profile()
+        raise EngineMissingError(
+            f"this machine is not a {hardware.name}" + (f" but a {mine.name}" if mine else ""),
+            fix="measure with --target host-cpu, or on such a device",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +107,8 @@ def run_stage(
         bench = job.profile.benchmark
         runtime = None
         if spec.times(config) and timing.runtime is None:
-            runtime = getattr(bench, "runtime", None) or runtime_of(job.hardware)
+            named = getattr(bench, "runtime", None)
+            runtime = runtime_of(job.hardware) if named in {None, AUTO} else named
         config = config.model_copy(update={"timing": timing_of(timing, bench, runtime)})
     for path in outputs.values():
         if path.is_dir():

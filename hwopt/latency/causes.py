@@ -55,12 +55,7 @@ class Case:
     path: Path
     model: Inside
     baseline: Inside
-    call_seconds: float  # of the model
     baseline_seconds: float
-
-    def microseconds(self, side: Inside, ops: frozenset[str]) -> float:
-        """Time in operators of some types."""
-        return sum(t.seconds for t in side.operators if t.op in ops) * 1e6
 
 
 def causes(case: Case) -> list[Cause]:
@@ -133,14 +128,16 @@ def _signed_depthwise(case: Case) -> Cause | None:
 
 
 def _conversions(case: Case) -> Cause | None:
-    spent = case.microseconds(case.model, _CONVERSIONS)
-    total = sum(t.seconds for t in case.model.operators) * 1e6
-    if total <= 0 or spent < _CONVERSION_SHARE * total:
+    """Those at the model's own inputs and outputs are needed; they count in time, and are not the cause alone."""
+    times = [t for t in case.model.operators if t.op in _CONVERSIONS]
+    needed = len(case.graph.input) + len(case.graph.output)
+    spent, total = (sum(t.seconds for t in some) * 1e6 for some in (times, case.model.operators))
+    if total <= 0 or spent < _CONVERSION_SHARE * total or len(times) <= needed:
         return None
-    names = tuple(t.name for t in case.model.operators if t.op in _CONVERSIONS)
+    names = tuple(t.name for t in times)
     return Cause(
         name="conversions",
-        text=f"{len(names)} conversions between float and integer were not merged into operators and take "
+        text=f"{len(names)} conversions between float and integer are left in the graph that runs, and take "
         f"{spent:.1f} of {total:.1f} µs",
         operators=names,
         fix="quantize neighbouring operators too, or leave this part in float",
@@ -202,13 +199,18 @@ class _Codes:
             return self._stored.get(node.input[qlinear[slot]])
         if node.op_type not in {"Conv", "Gemm", "MatMul"}:
             return None
+        maker = self._dequantize(node, slot)
+        return self._stored.get(maker.input[2]) if maker is not None and len(maker.input) > 2 else None
+
+    def _dequantize(self, node: onnx.NodeProto, slot: int) -> onnx.NodeProto | None:
         maker = self._makers.get(node.input[slot])
-        if maker is None or maker.op_type != "DequantizeLinear" or len(maker.input) < 3:
-            return None
-        return self._stored.get(maker.input[2])
+        return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
 
     def _type(self, node: onnx.NodeProto, slot: int) -> str | None:
         zero = self._zero(node, slot)
+        if zero is None and node.op_type in {"Conv", "Gemm", "MatMul"}:  # the type is that of the codes
+            maker = self._dequantize(node, slot)
+            zero = self._stored.get(maker.input[0]) if maker is not None else None
         return None if zero is None else onnx.TensorProto.DataType.Name(zero.data_type).lower()
 
     def weight(self, node: onnx.NodeProto) -> str | None:

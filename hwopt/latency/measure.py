@@ -21,7 +21,7 @@ from hwopt.latency.reference import VERSION as REFERENCE_VERSION
 from hwopt.latency.workers import Process
 from hwopt.measuring.comparison import Comparison
 from hwopt.measuring.gpu import GpuState, gpu_state
-from hwopt.measuring.percentiles import SAMPLES, SECONDS, percentiles
+from hwopt.measuring.percentiles import LEAST, SAMPLES, SECONDS, percentiles
 from hwopt.measuring.preflight import Preflight, cpu_ticks, preflight, steal_since
 from hwopt.measuring.rounds import Rounds, measure
 
@@ -48,6 +48,7 @@ class Candidate:
             "hardware": self.hardware.to_json(),
             "recipe": self.recipe.to_json(),
             "feed": str(feed),
+            "inputs": list[JSON](self.feed),
             "inferences": self.inferences,
         }
 
@@ -73,8 +74,8 @@ class Measured:
     """What came of one set of rounds."""
 
     rounds: Rounds
-    times: tuple[tuple[float, ...], ...]  # seconds of single calls, by side
-    steady: bool
+    times: tuple[tuple[tuple[float, ...], ...], ...]  # seconds of single calls, by side and session
+    steady: tuple[bool, ...]  # by side
     preflight: Preflight
     steal: float | None  # share of CPU time that the hypervisor took away meanwhile
     sides: int
@@ -114,15 +115,21 @@ class Measured:
         }
 
 
-def measure_all(candidates: Sequence[Candidate], effort: Effort) -> Measured:
-    """Randomized complete rounds of all candidates; the first is the baseline.
+def measure_all(
+    candidates: Sequence[Candidate], effort: Effort, compared: Sequence[tuple[int, int]] | None = None
+) -> Measured:
+    """Randomized complete rounds of all candidates.
 
+    Args:
+        compared: (candidate, baseline): the intervals to narrow; every one with the first if left out.
     Raises:
         StageFailedError: a runtime refused a model, crashed or hung.
     """
     looked, ticks = preflight(), cpu_ticks()
     gpu = [_gpu(candidates)]
-    compared = list(range(1, len(candidates)))
+    pairs = [(side, 0) for side in range(1, len(candidates))] if compared is None else list(compared)
+    if not pairs and effort.reference:
+        pairs = [(len(candidates), 0)]  # a model alone: its latency in multiples of the reference workload
     with loaded(candidates, effort) as (processes, steady):
         rounds = measure(
             processes,
@@ -131,17 +138,16 @@ def measure_all(candidates: Sequence[Candidate], effort: Effort) -> Measured:
             seed=effort.seed,
             half_width=effort.half_width,
             budget_seconds=effort.budget_seconds,
-            # A model alone is compared with the reference workload: its latency in multiples of it.
-            compared=compared or [len(candidates)] * effort.reference,
+            compared=pairs,
             margin=effort.margin,
         )
-        times = [_sampled(processes, side, effort) for side in range(len(candidates))]
-    gpu.append(_gpu(candidates))
+        times = _sampled(processes, len(candidates), effort)
+        gpu.append(_gpu(candidates))  # before the processes end, and the clocks fall
     return Measured(
         gpu=tuple(state for state in gpu if state is not None),
         rounds=rounds,
-        times=tuple(times),
-        steady=steady,
+        times=times,
+        steady=tuple(steady),
         preflight=looked,
         steal=steal_since(ticks),
         sides=len(candidates),
@@ -157,11 +163,11 @@ def _gpu(candidates: Sequence[Candidate]) -> GpuState | None:
 
 
 @contextmanager
-def loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[list[Process], bool]]:
-    """Fresh processes with fresh sessions of every candidate, and whether all reached a steady state."""
+def loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[list[Process], list[bool]]]:
+    """Fresh processes with fresh sessions of every candidate, and which of them reached a steady state."""
     with ExitStack() as stack:
         sides = written(candidates, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        processes, steady = [], True
+        processes, steady = [], [True] * len(candidates)
         for index in range(effort.processes):
             process = stack.enter_context(Process(max(c.recipe.threads for c in candidates)))
             answer = process.ask(
@@ -172,7 +178,7 @@ def loaded(candidates: Sequence[Candidate], effort: Effort) -> Iterator[tuple[li
                 gap_seconds=effort.gap_seconds,
                 seed=effort.seed + index,
             )
-            steady = steady and answer["steady"]
+            steady = [a and b for a, b in zip(steady, answer["steady"], strict=True)]
             processes.append(process)
         yield processes, steady
 
@@ -183,26 +189,32 @@ def written(candidates: Sequence[Candidate], folder: Path) -> list[JSON]:
     for candidate in candidates:
         if id(candidate.feed) not in feeds:
             path = folder / f"{len(feeds)}.npz"
-            np.savez(path, **dict[str, Any](candidate.feed))
+            # By number: a name such as "file" is one of savez's own arguments.
+            arrays = {f"a{n}": value for n, value in enumerate(candidate.feed.values())}
+            np.savez(path, **dict[str, Any](arrays))
             feeds[id(candidate.feed)] = path
     return [candidate.to_json(feeds[id(candidate.feed)]) for candidate in candidates]
 
 
-def _sampled(processes: Sequence[Process], side: int, effort: Effort) -> tuple[float, ...]:
-    """Single calls, an equal share in every process."""
+def _sampled(
+    processes: Sequence[Process], sides: int, effort: Effort
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Single calls of every side, an equal share in every process and session."""
     if not effort.samples:
         return ()
-    times: list[float] = []
-    for process in processes:
+    times: list[list[tuple[float, ...]]] = [[] for _ in range(sides)]
+    for index, process in enumerate(processes):
         answer = process.ask(
             "sample",
-            side=side,
+            more_seconds=sides * effort.sessions * LEAST * (effort.gap_seconds or 0.0),
             samples=-(-effort.samples // len(processes)),
             seconds=effort.sample_seconds / len(processes),
             gap_seconds=effort.gap_seconds,
+            seed=effort.seed + index,
         )
-        times += answer["seconds"]
-    return tuple(times)
+        for side, sessions in enumerate(answer["seconds"]):
+            times[side] += [tuple(session) for session in sessions]
+    return tuple(tuple(side) for side in times)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,12 +232,13 @@ def look_inside(candidate: Candidate) -> Inside:
     """Operators with time and precision; memory, load time and first inference, each in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         (side,) = written([candidate], Path(folder))
-        with Process(candidate.recipe.threads) as process:
-            footprint = process.ask("footprint", side=side)
+        footprint = _footprint(side, candidate.recipe.threads)
         with Process(candidate.recipe.threads) as process:
             process.ask("load", sides=[side], sessions=1, reference=False, gap_seconds=None, seed=0)
             found = process.ask("operators", side=0, runs=_PROFILED)
-            energy = process.ask("energy", side=0)
+            gpu = candidate.hardware.kind is DeviceKind.GPU
+            # The processor's counter says nothing of a GPU.
+            energy = {"joules": None} if gpu else process.ask("energy", side=0)
     return Inside(
         operators=tuple(OperatorTime(name=n, op=op, seconds=s) for n, op, s in found["times"]),
         nodes=tuple(
@@ -236,6 +249,16 @@ def look_inside(candidate: Candidate) -> Inside:
         footprint=footprint,
         joules=energy["joules"],
     )
+
+
+def _footprint(side: JSON, threads: int) -> dict[str, JSON]:
+    """Memory and load time; where they cannot be had the reason, for the rounds are worth keeping."""
+    try:
+        with Process(threads) as process:
+            return process.ask("footprint", side=side)
+    except HwoptError as error:
+        nothing = dict.fromkeys(("load_seconds", "first_seconds", "peak_bytes", "added_bytes"))
+        return {**nothing, "reason": error.problems[0].problem}
 
 
 def working(candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[str, str]]:

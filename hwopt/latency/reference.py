@@ -60,8 +60,8 @@ def _convolution(rng: np.random.Generator) -> bytes:
             helper.make_node("Relu", ["c"], ["y"]),
         ],
         "reference",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 24, 24])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16, 24, 24])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16, 24, 24])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16, 24, 24])],
         [weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -1,6 +1,6 @@
 """The process that measures: it loads models, runs rounds, and answers one line of JSON a question.
 
-``python -m hwopt.latency.worker``; ``workers.py`` is the other end. A process of its own because a fresh one
+``workers.py`` starts it and is the other end. A process of its own because a fresh one
 has a memory layout of its own, because its peak memory is the model's alone, and because a runtime that
 crashes then takes no pipeline along.
 """
@@ -23,7 +23,7 @@ from hwopt.core.backend import BackendSpec, Compiled, Recipe, Runtime
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.errors import HwoptError
-from hwopt.measuring.block import Call
+from hwopt.measuring.block import LEAD_IN, Call
 from hwopt.measuring.energy import joules_a_call, package_counter
 from hwopt.measuring.percentiles import sample
 from hwopt.measuring.sides import Round, Sides
@@ -63,8 +63,11 @@ class Worker:
             make: Callable[[], Call] = load_reference("hwopt.latency.reference:reference")
             calls.append([make()] * asked["sessions"])
             waits.append(False)
-        self._sides = Sides(calls, waits=waits, gap_seconds=asked["gap_seconds"])
-        return {"steady": self._sides.steady}
+        gaps = [asked["gap_seconds"]] * len(sides) + [None] * asked[
+            "reference"
+        ]  # the reference is always warm
+        self._sides = Sides(calls, waits=waits, gaps=gaps)
+        return {"steady": self._sides.steady[: len(sides)]}
 
     def rounds(self, asked: Mapping[str, Any]) -> Answer:
         """Seconds of a call and cleanness, by round and side."""
@@ -74,12 +77,22 @@ class Worker:
         return {"blocks": [[[b.seconds, b.clean] for b in blocks] for blocks in self._sides.rounds(rounds)]}
 
     def sample(self, asked: Mapping[str, Any]) -> Answer:
-        """Seconds of single calls."""
-        call = _call(self._runtimes[asked["side"]][0], self._feeds[asked["side"]])
-        found = sample(
-            call, samples=asked["samples"], seconds=asked["seconds"], gap=asked["gap_seconds"] or 0.0
-        )
-        return {"seconds": found}
+        """Seconds of single calls, by side and session; sides take turns, each session in a turn of its own."""
+        order = np.random.default_rng(asked["seed"])
+        times: list[list[list[float]]] = [[[] for _ in runtimes] for runtimes in self._runtimes]
+        share = len(self._runtimes[0]) if self._runtimes else 1
+        for session in range(share):
+            for side in order.permutation(len(self._runtimes)):
+                call = _call(self._runtimes[side][session], self._feeds[side])
+                for _ in range(LEAD_IN):
+                    call()
+                times[side][session] = sample(
+                    call,
+                    samples=-(-asked["samples"] // share),
+                    seconds=asked["seconds"] / share,
+                    gap=asked["gap_seconds"] or 0.0,
+                )
+        return {"seconds": times}
 
     def loadgen(self, asked: Mapping[str, Any]) -> Answer:
         """The same by LoadGen."""
@@ -138,7 +151,7 @@ class Worker:
             "load_seconds": loaded - start,
             "first_seconds": ran - loaded,
             "peak_bytes": after,
-            "added_bytes": max(after - before, 0),
+            "added_bytes": None if after is None or before is None else max(after - before, 0),
         }
 
 
@@ -153,7 +166,7 @@ def _load(side: Mapping[str, Any]) -> Runtime:
 
 def _feed(side: Mapping[str, Any]) -> dict[str, Array]:
     with np.load(side["feed"], allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        return {name: archive[f"a{n}"] for n, name in enumerate(side["inputs"])}
 
 
 def _call(runtime: Runtime, feed: dict[str, Array], inferences: int = 1) -> Call:
@@ -167,14 +180,19 @@ def _call(runtime: Runtime, feed: dict[str, Array], inferences: int = 1) -> Call
     return several
 
 
-def _peak_bytes(*, reset: bool) -> int:
-    """VmHWM of proc(5); ``reset`` lowers it to what is resident now. Elsewhere getrusage's, which only grows."""
+def _peak_bytes(*, reset: bool) -> int | None:
+    """VmHWM of proc(5); ``reset`` lowers it to what is resident now. None where a container forbids it.
+
+    Elsewhere getrusage's, which only grows.
+    """
     if _PEAK_RESET.exists():
-        if reset:
-            _PEAK_RESET.write_text("5")
-        for line in Path("/proc/self/status").read_text().split("\n"):
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        try:
+            if reset:
+                _PEAK_RESET.write_text("5")
+            lines = Path("/proc/self/status").read_text().split("\n")
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -216,7 +234,3 @@ def main() -> None:
             text = (str(error).splitlines() or [""])[0]
             answer = {"error": {"problem": f"{type(error).__name__}: {text}", "where": None, "fix": None}}
         print(json.dumps(answer), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -22,6 +23,10 @@ from hwopt.measuring.sides import Round
 
 _ANSWER_SECONDS: Final = 900.0  # loading may compile; a runtime that hangs is a failed step
 _LAST_WORDS: Final = 400
+_START: Final = (
+    "import json, sys; sys.path += [p for p in json.loads(sys.argv[1]) if p not in sys.path]; "
+    "from hwopt.latency.worker import main; main()"
+)
 
 
 class Process:
@@ -32,25 +37,28 @@ class Process:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
         one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
-            # -P: a folder of the user's must not shadow what the worker imports.
-            [sys.executable, "-P", "-m", "hwopt.latency.worker"],
+            # -P, and our path behind its own: nothing of the user's may shadow what the worker imports.
+            [sys.executable, "-P", "-c", _START, json.dumps([part for part in sys.path if part])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env={**os.environ, **one, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": _path()},
+            env={**os.environ, **one, "OMP_NUM_THREADS": str(threads)},
         )
         self._answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         for line in self._process.stdout or ():
             self._answers.put(line)
         self._answers.put(None)
 
-    def ask(self, op: str, **values: Any) -> dict[str, Any]:
+    def ask(self, op: str, more_seconds: float = 0.0, **values: Any) -> dict[str, Any]:
         """One question, one answer.
 
+        Args:
+            more_seconds: that the question is known to take, beside what a runtime may need.
         Raises:
             StageFailedError: the runtime refused, crashed or did not answer in time.
         """
@@ -59,15 +67,18 @@ class Process:
                 self._process.stdin.write(json.dumps({"op": op, **values}) + "\n")
                 self._process.stdin.flush()
         try:
-            line = self._answers.get(timeout=self._seconds)
+            line = self._answers.get(timeout=self._seconds + more_seconds)
         except queue.Empty:
             self._process.kill()
             raise StageFailedError(
-                f"the runtime did not answer for {self._seconds:.0f} s while asked to {op}, and was stopped",
+                f"the runtime did not answer for {self._seconds + more_seconds:.0f} s while asked to {op} "
+                f"{_of(values)}, and was stopped",
                 fix="try another runtime",
             ) from None
         if line is None:
-            raise StageFailedError(f"the runtime crashed while asked to {op}: {self._why()}")
+            self._answers.put(None)  # for whoever asks again
+            why, fix = self._why()
+            raise StageFailedError(f"the runtime crashed while asked to {op} {_of(values)}: {why}", fix=fix)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             said = answer["error"]
@@ -80,12 +91,14 @@ class Process:
         answer = self.ask("rounds", rounds=[[list(one.order), list(one.session)] for one in asked])
         return [[Block(seconds=s, clean=bool(c)) for s, c in blocks] for blocks in answer["blocks"]]
 
-    def _why(self) -> str:
+    def _why(self) -> tuple[str, str]:
         code = self._process.wait()
         self._stderr.seek(0)
         words = self._stderr.read().decode(errors="replace").strip()
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"{name}; it last said: {words[-_LAST_WORDS:]}" if words else name
+        memory = "it may have run out of memory: measure fewer models at once, or --processes 1"
+        fix = memory if name == "SIGKILL" else "try another runtime, or another version of this one"
+        return (f"{name}; it last said: {words[-_LAST_WORDS:]}" if words else name), fix
 
     def close(self) -> None:
         """End the process."""
@@ -97,6 +110,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._stderr.close()
@@ -110,6 +124,7 @@ class Process:
         self.close()
 
 
-def _path() -> str:
-    """Where this process imports from, so that the other one finds the same hwopt and plug-ins."""
-    return os.pathsep.join(part for part in sys.path if part)
+def _of(values: Mapping[str, Any]) -> str:
+    """The files that a question is about."""
+    sides = values.get("sides") or [values[name] for name in ("side",) if isinstance(values.get(name), dict)]
+    return ", ".join(dict.fromkeys(Path(side["model"]).name for side in sides)) or "what is loaded"

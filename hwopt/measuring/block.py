@@ -19,10 +19,12 @@ Call = Callable[[], object]
 
 BLOCK_SECONDS: Final = 1e-3  # below a scheduler slice: longer blocks are hardly ever undisturbed
 LEAD_IN: Final = 2  # unmeasured calls before every block
+_SLICE: Final = 4e-3  # seconds that a scheduler gives at a time, about
 WALL_OVER_CPU: Final = 1.03
 STEADY_WINDOW: Final = 5
 STEADY_TOLERANCE: Final = 0.01
-STEADY_CAP_SECONDS: Final = 0.5
+STEADY_CAP_SECONDS: Final = 0.5  # or twenty blocks, where those last longer
+STEADY_CAP_BLOCKS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +69,11 @@ def calls_a_block(call: Call) -> int:
 def warm_up(call: Call, n: int, *, waits: bool = False) -> bool:
     """Run until two consecutive windows of clean blocks agree within 1 %; False if the cap came first."""
     times: list[float] = []
-    end = time.perf_counter() + STEADY_CAP_SECONDS
-    while time.perf_counter() < end:
+    end, tried = time.perf_counter() + STEADY_CAP_SECONDS, 0
+    while time.perf_counter() < end or tried < STEADY_CAP_BLOCKS:
         found = timed(call, n, waits=waits)
-        if not found.clean:
+        tried += 1
+        if not found.clean and found.seconds * n < _SLICE:  # longer blocks are hardly ever clean
             continue
         times.append(found.seconds)
         if len(times) >= 2 * STEADY_WINDOW:

@@ -14,7 +14,9 @@ from hwopt.numerics.intervals import median_interval
 LOOKS: Final = (20, 40, 80, 160)  # clean pairs at which the interval is looked at
 LAST_LOOK: Final = LOOKS[-1]
 LOOK_CONFIDENCE: Final = 0.9875  # four looks keep the family at 95 %
-SESSION_FACTOR: Final = 2.57  # 95 % of Student's t with five degrees of freedom: six sessions of a side
+# 95 % of Student's t, two-sided, by degrees of freedom: the factor on a standard deviation that few sessions gave.
+_STUDENT: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18)
+_NORMAL: Final = 1.96
 _MAD: Final = 1.4826  # standard deviations of a normal in a median absolute deviation
 _MEDIAN_VARIANCE: Final = 1.57  # of a median of n, in variances over n
 LEAST_CLEAN_SHARE: Final = 0.6
@@ -37,8 +39,8 @@ class Comparison:
 
     @property
     def degraded(self) -> bool:
-        """The machine was busy: the record and the report say so."""
-        return self.clean_share < LEAST_CLEAN_SHARE
+        """The machine was busy, or too few pairs are clean to do without the others: the record says so."""
+        return self.clean_share < LEAST_CLEAN_SHARE or sum(self.clean) < LEAST_PAIRS
 
     def _kept(self) -> list[int]:
         too_few = sum(self.clean) < LEAST_PAIRS
@@ -53,7 +55,7 @@ class Comparison:
         found = self.interval_of_pairs()
         if not np.isfinite([found.low, found.high]).all():
             return found
-        spread = found.estimate * self.session_deviation() * SESSION_FACTOR
+        spread = found.estimate * self.session_error()
         return Interval(
             found.estimate,
             found.estimate - float(np.hypot(found.estimate - found.low, spread)),
@@ -65,11 +67,17 @@ class Comparison:
         kept = [self.ratios[index] for index in self._kept()]
         return Interval(*median_interval(np.asarray(kept), LOOK_CONFIDENCE))
 
-    def session_deviation(self) -> float:
-        """Standard deviation, relative, of the ratio by the choice of sessions; 0 where none shows.
+    def interval_of_all(self) -> Interval:
+        """The same over every pair: what a busy machine would have one believe."""
+        return Interval(*median_interval(np.asarray(self.ratios), LOOK_CONFIDENCE))
 
-        For each side the variance of the sessions' medians, less what the noise of pairs explains of it,
-        over the number of sessions (one-way random effects, by the method of moments).
+    def session_error(self) -> float:
+        """Half-width, relative, that the choice of sessions and processes adds; 0 where none shows.
+
+        The variance of the medians of each side's sessions, and that of the medians of processes, less what
+        the noise of pairs explains of it (one-way random effects, by the method of moments), over their
+        number. A process holds several sessions, so that the greater of the two counts. With two processes the
+        second is known badly, and takes the factor of the first.
         """
         if len(self.sessions) != len(self.ratios):
             return 0.0
@@ -78,32 +86,23 @@ class Comparison:
         if not len(logs):
             return 0.0
         noise = (_MAD * float(np.median(np.abs(logs - np.median(logs))))) ** 2
-        variance = 0.0
-        for side in (1, 2):
-            groups: dict[tuple[int, int], list[float]] = {}
+
+        def groups(*parts: int) -> list[list[float]]:
+            found: dict[tuple[int, ...], list[float]] = {}
             for index, value in zip(kept, logs, strict=True):
                 place = self.sessions[index]
-                groups.setdefault((place[0], place[side]), []).append(float(value))
-            if len(groups) > 1:
-                medians = [float(np.median(values)) for values in groups.values()]
-                explained = np.mean([_MEDIAN_VARIANCE * noise / len(values) for values in groups.values()])
-                variance += max(0.0, float(np.var(medians, ddof=1) - explained)) / len(groups)
-        return float(np.sqrt(variance))
+                found.setdefault(tuple(place[part] for part in parts), []).append(float(value))
+            return list(found.values())
 
-    def interval_of_all(self) -> Interval:
-        """The same over every pair: what a busy machine would have one believe."""
-        return Interval(*median_interval(np.asarray(self.ratios), LOOK_CONFIDENCE))
+        sides = [groups(0, 1), groups(0, 2)]
+        by_session = sum(_between(found, noise) for found in sides)
+        variance = max(by_session, _between(groups(0), noise))
+        return float(np.sqrt(variance)) * student(min(len(found) for found in sides) - 1)
 
-    def session_effect(self) -> bool:
-        """Whether sessions disagree beyond the interval: the median of their medians lies outside it."""
-        if len(self.sessions) != len(self.ratios):
-            return False
-        by_session: dict[tuple[int, int, int], list[float]] = {}
-        for index in self._kept():
-            by_session.setdefault(self.sessions[index], []).append(self.ratios[index])
-        medians = [float(np.median(ratios)) for ratios in by_session.values()]
+    def narrow(self, half_width: float) -> bool:
+        """Whether the interval's half-width, relative, is within ``half_width``."""
         interval = self.interval()
-        return len(medians) > 1 and not interval.low <= float(np.median(medians)) <= interval.high
+        return (interval.high - interval.low) / 2 <= half_width * interval.estimate
 
     def verdict(self, margin: float) -> Verdict:
         """PASS where the candidate is surely no slower than by ``margin``, FAIL where it surely is."""
@@ -118,10 +117,25 @@ class Comparison:
             "count": len(self.ratios),
             "clean_share": self.clean_share,
             "degraded": self.degraded,
-            "session_effect": self.session_effect(),
-            "session_deviation": self.session_deviation(),
+            "session_error": self.session_error(),
             "confidence": LOOK_CONFIDENCE,
         }
         if self.degraded:
             found["all_pairs"] = self.interval_of_all().to_json()
         return found
+
+
+def student(freedom: int) -> float:
+    """95 % of Student's t, two-sided."""
+    if freedom < 1:
+        return 0.0  # one session: nothing is known of others, and no variance is claimed
+    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else _NORMAL
+
+
+def _between(groups: list[list[float]], noise: float) -> float:
+    """Variance of the mean of groups' medians, beyond what ``noise``, the variance of a value, explains."""
+    if len(groups) < 2:
+        return 0.0
+    medians = [float(np.median(values)) for values in groups]
+    explained = float(np.mean([_MEDIAN_VARIANCE * noise / len(values) for values in groups]))
+    return max(0.0, float(np.var(medians, ddof=1)) - explained) / len(groups)

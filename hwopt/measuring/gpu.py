@@ -65,6 +65,13 @@ class GpuState:
         return values | {"slowed_by": list[JSON](self.slowed_by), "warnings": list[JSON](self.warnings())}
 
 
+def fix_for(reason: str) -> str:
+    """What mends a reason that ``first_gpu`` gave."""
+    if reason == NO_GPU:
+        return "run on a machine with an NVIDIA GPU and its driver"
+    return "pip install 'hwopt[gpu]'" if "nvidia-ml-py" in reason else "mend or update the NVIDIA driver"
+
+
 def first_gpu() -> Gpu | str:
     """The first GPU, or in one sentence why there is none to see."""
     if not any(path.exists() for path in _DEVICES):
@@ -85,7 +92,7 @@ def _ask(question: Callable[[Any, Any], Any]) -> Any:
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
-        return "the package nvidia-ml-py is not installed: pip install 'hwopt[gpu]'"
+        return "the package nvidia-ml-py is not installed"
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:

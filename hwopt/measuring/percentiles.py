@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from hwopt.measuring.block import Call
+from hwopt.measuring.comparison import student
 from hwopt.numerics.intervals import median_interval
 
 CONFIDENCE: Final = 0.99
@@ -58,13 +59,19 @@ def sample(call: Call, *, samples: int = SAMPLES, seconds: float = SECONDS, gap:
     return times
 
 
-def percentiles(times: Sequence[float]) -> dict[str, float | int | None]:
-    """p50 with its interval, p90 and p99, and the count.
+def percentiles(sessions: Sequence[Sequence[float]]) -> dict[str, float | int | None]:
+    """p50 with its interval, p90 and p99, and the count, of the calls of one or more sessions.
 
-    ``p90_bound`` and ``p99_bound`` are what is certified; p99 is null below 459 samples, where nothing is.
+    ``p90_bound`` and ``p99_bound`` are what is certified, for calls that are independent of each other; p99 is
+    null below 459 samples, where nothing is. The interval of p50 holds what sessions differ by.
     """
+    times = [value for session in sessions for value in session]
     p50, p90, p99 = np.percentile(np.asarray(times), [50, 90, 99])
     _, low, high = median_interval(np.asarray(times), 0.95)
+    if len(sessions) > 1:
+        medians = [float(np.median(session)) for session in sessions if session]
+        half = student(len(medians) - 1) * float(np.std(medians, ddof=1)) / len(medians) ** 0.5
+        low, high = min(low, float(p50) - half), max(high, float(p50) + half)
     bound = certified(times, 0.99)
     return {
         "p50": float(p50),

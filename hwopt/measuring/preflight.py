@@ -139,5 +139,8 @@ def _celsius() -> float | None:
 
 
 def _battery() -> bool | None:
-    supplies = [_flag(path) for path in Path("/sys/class/power_supply").glob("*/online")]
-    return None if not supplies else not any(supplies)
+    """Whether a battery is the only source; None where there is no battery or no mains to be read."""
+    supplies = list(Path("/sys/class/power_supply").glob("*"))
+    kinds = {path: _text(path / "type") for path in supplies}
+    mains = [_flag(path / "online") for path, kind in kinds.items() if kind == "Mains"]
+    return None if "Battery" not in kinds.values() or not mains else not any(mains)

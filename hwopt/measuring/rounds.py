@@ -14,11 +14,13 @@ from typing import Final
 
 import numpy as np
 
+from hwopt.core.measurement import Verdict
 from hwopt.measuring.block import Block, Call
 from hwopt.measuring.comparison import LAST_LOOK, LEAST_PAIRS, LOOKS, Comparison
 from hwopt.measuring.sides import Place, Round, Sides
 
 _TURN: Final = 5  # rounds that a place runs before it is the next one's turn
+_TURN_SECONDS: Final = 30.0  # where rounds are slow a turn is shorter
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +30,6 @@ class Rounds:
     blocks: list[list[Block]] = field(default_factory=list)  # by round and side
     asked: list[Round] = field(default_factory=list)
     place: list[int] = field(default_factory=list)  # by round
-    reached: bool = False  # the half-width asked for, for every side
 
     def compare(self, candidate: int, baseline: int = 0) -> Comparison:
         """Ratios of two sides, round by round; above 1 where the candidate is faster."""
@@ -56,7 +57,7 @@ def measure(
     seed: int,
     half_width: float,
     budget_seconds: float,
-    compared: Sequence[int] | None = None,
+    compared: Sequence[tuple[int, int]] | None = None,
     margin: float | None = None,
 ) -> Rounds:
     """Rounds until every interval is narrow enough, the last look is taken, or the budget ends.
@@ -67,45 +68,44 @@ def measure(
         sessions: of each side in each place; the same draw for all sides, so that none is the colder one.
         half_width: relative, where to stop.
         budget_seconds: of rounds.
-        compared: the sides whose intervals decide when to stop; all but the baseline if left out.
+        compared: (candidate, baseline): the intervals that decide when to stop; every side with the first
+            if left out.
         margin: stop as well where an interval lies on one side of 1 - margin: the verdict is decided.
     """
     rng = np.random.default_rng(seed)
     result = Rounds()
-    waiting = set(range(1, sides) if compared is None else compared)
+    waiting = {(side, 0) for side in range(1, sides)} if compared is None else set(compared)
     looked = dict.fromkeys(waiting, 0)
-    narrow: dict[int, bool] = dict.fromkeys(waiting, False)
-    end = time.perf_counter() + budget_seconds
-    turn = 0
+    start = time.perf_counter()
+    turn, length = 0, 1
     while True:
         asked = [
             Round(
                 order=tuple(int(i) for i in rng.permutation(sides)),
                 session=tuple(int(i) for i in rng.integers(sessions, size=sides)),
             )
-            for _ in range(_TURN)
+            for _ in range(length)
         ]
         place = turn % len(places)
         turn += 1
         result.blocks += places[place].rounds(asked)
         result.asked += asked
         result.place += [place] * len(asked)
-        for side in sorted(waiting):
-            comparison = result.compare(side)
+        for pair in sorted(waiting):
+            comparison = result.compare(*pair)
             clean = sum(comparison.clean)
             due = sum(clean >= look for look in LOOKS)
-            if due == looked[side]:
+            if due == looked[pair]:
                 continue
-            looked[side] = due
-            interval = comparison.interval()
-            narrow[side] = (interval.high - interval.low) / 2 <= half_width * interval.estimate
-            decided = margin is not None and (interval.low >= 1 - margin or interval.high < 1 - margin)
-            if narrow[side] or decided or clean >= LAST_LOOK:
-                waiting.discard(side)
-        late = time.perf_counter() > end and len(result.blocks) >= LEAST_PAIRS
-        if late or not waiting:
-            result.reached = all(narrow.values())
+            looked[pair] = due
+            decided = margin is not None and comparison.verdict(margin) is not Verdict.INCONCLUSIVE
+            if comparison.narrow(half_width) or decided or clean >= LAST_LOOK:
+                waiting.discard(pair)
+        spent = time.perf_counter() - start
+        if not waiting or (spent > budget_seconds and len(result.blocks) >= LEAST_PAIRS):
             return result
+        # Five rounds a turn, fewer where they are slow: the budget is looked at in between.
+        length = max(1, min(_TURN, round(_TURN_SECONDS * len(result.blocks) / max(spent, 1e-9))))
 
 
 def compare(

@@ -30,7 +30,7 @@ class Sides:
     Args:
         sides: for each side its sessions, freshly loaded; every side has the same number.
         waits: by side, whether another device does the work.
-        gap_seconds: pause before each call, for devices that are asked now and then; None for blocks.
+        gaps: by side, the pause before each call, for devices that are asked now and then; None for blocks.
         warm: run every session to its steady state first.
     """
 
@@ -39,17 +39,19 @@ class Sides:
         sides: Sequence[Sequence[Call]],
         *,
         waits: Sequence[bool] | None = None,
-        gap_seconds: float | None = None,
+        gaps: Sequence[float | None] | None = None,
         warm: bool = True,
     ) -> None:
         self._sides = [tuple(side) for side in sides]
         self._waits = list(waits or [False] * len(self._sides))
-        self._gap = gap_seconds
+        self._gaps = list(gaps or [None] * len(self._sides))
         self._sizes = [calls_a_block(side[0]) for side in self._sides]
-        self.steady = True
-        for side, size, wait in zip(self._sides, self._sizes, self._waits, strict=True) if warm else ():
-            for call in side:
-                self.steady &= warm_up(call, size, waits=wait)
+        self.steady = [True] * len(self._sides)
+        for index, side in enumerate(self._sides if warm else ()):
+            size, wait = self._sizes[index], self._waits[index]
+            self.steady[index] = all([warm_up(call, size, waits=wait) for call in side])  # noqa: C419 - every one
+        if warm:  # the first calls were slow, and blocks of them would be short
+            self._sizes = [calls_a_block(side[0]) for side in self._sides]
 
     def rounds(self, asked: Sequence[Round], /) -> list[list[Block]]:
         """The blocks of each round, by side."""
@@ -59,8 +61,9 @@ class Sides:
         found: dict[int, Block] = {}
         for side in one.order:
             call, waits = self._sides[side][one.session[side]], self._waits[side]
-            if self._gap is None:
+            gap = self._gaps[side]
+            if gap is None:
                 found[side] = block(call, self._sizes[side], waits=waits)
             else:
-                found[side] = paced_block(call, self._gap, waits=waits)
+                found[side] = paced_block(call, gap, waits=waits)
         return [found[side] for side in sorted(found)]

@@ -91,6 +91,9 @@ def available(target: Target, world: World, asked: str | None, among: Sequence[s
         result.unavailable = "; ".join(reason for reason, _ in reasons)
         result.fix = next((fix for _, fix in reasons if fix), None)
         return result
+    if among and reasons:  # asked for by name
+        why = "; ".join(text for text, _ in reasons)
+        result.notes["runtime"] = f"auto did not choose among all that were named: {why}"
     result.runtime = here[0]
     result.among = tuple(here) if asked == AUTO else ()
     return result

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from hwopt.core.artifact import Kind
-from hwopt.core.backend import BackendSpec, Optimization
+from hwopt.core.backend import BackendSpec, Hint, Optimization
 from hwopt.core.canonical import JSON, digest_of
 from hwopt.core.choices import NoOptions
 from hwopt.core.hardware import DeviceKind, HardwareProfile
@@ -235,6 +235,7 @@ class _Builder:
                 "optimization": Optimization.NONE if emulated else Optimization.ALL,
                 "threads": getattr(self.profile.benchmark, "threads", 1),
                 "spinning": getattr(self.profile.benchmark, "spinning", False),
+                "hint": Hint(getattr(self.profile.benchmark, "hint", Hint.LATENCY)),
                 # The file is made for the device's first runtime; another may run parts of it in float, which
                 # the report then says.
                 "allow_float": allowed or (runtime != here.runtime and not emulated),

@@ -58,7 +58,9 @@ def fit(timed: Sequence[Timed]) -> Fit:
     for index in range(len(timed)):
         others = np.arange(len(timed)) != index
         costs = _solve(matrix[others], seconds[others])
-        residuals.append(abs(float(np.log(matrix[index] @ costs / seconds[index]))))
+        predicted = float(matrix[index] @ costs)
+        if predicted > 0:  # nothing, where no other network has such a kernel
+            residuals.append(abs(float(np.log(predicted / seconds[index]))))
     rank = min(len(residuals), ceil((len(residuals) + 1) * _COVERAGE))
     return Fit(
         costs=dict(zip(columns, map(float, _solve(matrix, seconds)), strict=True)),
@@ -72,7 +74,7 @@ def _row(found: Sequence[Kernel], columns: Sequence[tuple[str, str]]) -> Floats:
 
 
 def _solve(matrix: Floats, seconds: Floats) -> Floats:
-    """Least relative error: rows are divided by the time, then by the prediction, which is less noisy."""
+    """Least relative error: rows are divided by the time, then by its geometric mean with the prediction."""
     weights = 1 / seconds
     scale = np.maximum((matrix * weights[:, None]).max(axis=0), 1e-300)
     for _ in range(_ROUNDS):

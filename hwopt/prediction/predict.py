@@ -10,12 +10,34 @@ from hwopt.core.canonical import JSON
 from hwopt.core.hardware import Calibration, DeviceKind, HardwareProfile
 from hwopt.core.measurement import Interval, Tier
 from hwopt.errors import ConfigError
-from hwopt.prediction.work import FLOAT, INTEGER, Kernel
+from hwopt.prediction.work import FLOAT, INTEGER, Kernel, unpriced
 
 # Share of the peak that kernels reach, and factors that hold most published results; from results of MLPerf
 # Inference v4.1, see docs/prediction.md.
 _REACHED: Final = {"conv": 0.42, "pointwise": 0.42, "dense": 0.42, "depthwise": 0.1}
 _MEMORY: Final = 0.7
+# Products that the layer table does not count; without their multiply-accumulates they would seem to cost nothing.
+_PRODUCTS: Final = frozenset(
+    {
+        "ConvTranspose",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulNBits",
+        "QLinearConv",
+        "QLinearMatMul",
+        "DynamicQuantizeLSTM",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Einsum",
+        "Attention",
+        "MultiHeadAttention",
+        "Det",
+        "Loop",
+        "Scan",
+        "If",
+    }
+)
 _SPREAD_ONE: Final = 2.0  # of batch 1
 _SPREAD_MANY: Final = 1.5  # of throughput
 _MANY: Final = 32
@@ -46,6 +68,16 @@ class Prediction:
         }
 
 
+def _known(found: Sequence[Kernel]) -> None:
+    names = unpriced(found)
+    weighted = [name for name in names if name in _PRODUCTS]
+    if weighted:
+        raise ConfigError(
+            f"{', '.join(weighted)}: how much these compute is not known, so that no time follows",
+            fix="measure this model where the device is: hwopt bench",
+        )
+
+
 def predict(
     found: Sequence[Kernel], hardware: HardwareProfile, batch: int = 1, threads: int = 1
 ) -> Prediction:
@@ -59,11 +91,14 @@ def predict(
             f"{hardware.name} is an FPGA: its design is estimated, not predicted",
             fix="name it as a target of a pipeline",
         )
+    _known(found)
+    if not found:
+        raise ConfigError("the model has no operator that takes time", fix="there is nothing to predict")
     if hardware.calibration is not None:
         if hardware.calibration.threads != threads:
             raise ConfigError(
                 f"{hardware.name} is calibrated for {hardware.calibration.threads} threads, and {threads} are asked",
-                fix="calibrate again with that number: hwopt hardware calibrate --threads",
+                fix=f"--threads {hardware.calibration.threads}, or calibrate again with that number",
             )
         return _calibrated(found, hardware.calibration)
     return _data_sheet(found, hardware, batch, threads)
@@ -72,7 +107,12 @@ def predict(
 def _calibrated(found: Sequence[Kernel], calibration: Calibration) -> Prediction:
     by_kind: dict[str, float] = {"call": calibration.call_us * 1e-6}
     for kernel in found:
-        costs = calibration.costs.get(kernel.key) or calibration.costs.get(f"other.{kernel.dtype}", {})
+        costs = calibration.costs.get(kernel.key)
+        if costs is None:
+            raise ConfigError(
+                f"the calibration has no {kernel.key}, and {kernel.op or kernel.name} would count as free",
+                fix="measure this model: hwopt bench",
+            )
         picoseconds = sum(
             costs.get(name, 0.0) * value * (1e3 if name == "each" else 1.0)
             for name, value in kernel.features().items()

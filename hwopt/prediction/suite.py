@@ -83,6 +83,10 @@ class Network:
         self._add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
         self.shape = (self.shape[0], self.shape[1] // 2, self.shape[2] // 2)
 
+    def other(self, op: str, **attributes: Any) -> None:
+        """An operator that runtimes do not merge, value by value."""
+        self._add(op, **attributes)
+
     def flat(self) -> None:
         """The mean over the plane."""
         self._add("GlobalAveragePool")
@@ -147,6 +151,13 @@ def _pools(net: Network) -> None:
     net.pool()
 
 
+def _softmax(net: Network) -> None:
+    net.conv(net.shape[0], 1)
+    net.other("Softmax", axis=1)
+    net.other("Tanh")
+    net.other("Erf")
+
+
 _Sizes = tuple[tuple[int, int], ...]
 _SINGLE: Final[tuple[tuple[Callable[[Network], None], _Sizes], ...]] = (
     (_convs, ((8, 32), (16, 16), (24, 28), (32, 28), (64, 14), (128, 7))),
@@ -156,6 +167,7 @@ _SINGLE: Final[tuple[tuple[Callable[[Network], None], _Sizes], ...]] = (
     (_dense, ((64, 0), (128, 0), (256, 0), (512, 0), (1024, 0))),
     (_adds, ((16, 28), (64, 14), (128, 14))),
     (_pools, ((16, 32), (64, 16))),
+    (_softmax, ((16, 16), (32, 28))),
 )
 _MIXED: Final = 16
 

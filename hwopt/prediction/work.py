@@ -10,13 +10,15 @@ from typing import Final
 
 import onnx
 
+from hwopt.errors import ConfigError
 from hwopt.layer_table import Layer, LayerKind, layers_of
 
 FLOAT: Final = "fp32"
 INTEGER: Final = "int8"
+OTHER: Final = "other"
 CONVERT: Final = "convert"  # between float and integer
 _LANES: Final = 16  # output channels are computed in groups of so many
-_NAMES: Final = {LayerKind.GLOBAL_POOL: "pool", LayerKind.OTHER: "other"}
+_NAMES: Final = {LayerKind.GLOBAL_POOL: "pool", LayerKind.OTHER: OTHER}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Kernel:
     macs: int
     bytes: int  # read and written, weights included
     gather: int = 0  # bytes that a convolution copies together for its product
+    op: str = ""  # ONNX type
 
     def features(self) -> dict[str, float]:
         """What its time is a sum over, by the names of ``Calibration.costs``."""
@@ -43,12 +46,42 @@ class Kernel:
 def kernels(model: onnx.ModelProto, batch: int = 1) -> list[Kernel]:
     """The kernels that a runtime with the usual fusions runs: activations, batch norm and Q/DQ cost nothing.
 
+    Args:
+        batch: of a model whose first axis is free; one that is fixed must be this.
     Raises:
         StageFailedError: a shape is not known.
+        ConfigError: the model always takes another batch, or computes in other types than float32 and int8.
     """
+    _check(model, batch)
     layers = layers_of(copy.deepcopy(model))
     found = [_kernel(layer, batch) for layer in layers]
     return found + _conversions(layers, batch)
+
+
+def _fixed_batch(model: onnx.ModelProto) -> int | None:
+    stored = {i.name for i in model.graph.initializer}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in stored and len(dims) > 1 and dims[0].HasField("dim_value"):
+            return int(dims[0].dim_value)
+    return None
+
+
+def _check(model: onnx.ModelProto, batch: int) -> None:
+    fixed = _fixed_batch(model)
+    if fixed is not None and fixed != batch:
+        raise ConfigError(f"the model always takes {fixed} samples", fix=f"predict with --batch {fixed}")
+    halves = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    if any(i.data_type in halves for i in model.graph.initializer):
+        raise ConfigError(
+            "the model computes in 16-bit floats, whose times are not predicted yet",
+            fix="measure it on the device, or predict its float32 version",
+        )
+
+
+def unpriced(found: Sequence[Kernel]) -> list[str]:
+    """Operators whose work is not known, so that only their traffic counts."""
+    return sorted({kernel.op for kernel in found if kernel.kind == OTHER})
 
 
 def _kernel(layer: Layer, batch: int) -> Kernel:
@@ -59,7 +92,7 @@ def _kernel(layer: Layer, batch: int) -> Kernel:
     macs = batch * layer.macs
     if layer.kind is LayerKind.CONV:
         padded = -(-layer.rows // _LANES) * _LANES
-        macs = macs // layer.rows * padded
+        macs = macs // max(layer.rows, 1) * padded
         area = prod(layer.kernel)
         if area == 1:
             kind = "pointwise"
@@ -72,6 +105,7 @@ def _kernel(layer: Layer, batch: int) -> Kernel:
         macs=macs,
         bytes=moved + layer.weights * size,
         gather=gather,
+        op=layer.op,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from hwopt.core.measurement import DRIFT
 from hwopt.report.learning import notes
 
 Record = Mapping[str, Any]
@@ -22,7 +23,6 @@ HEADINGS: Final = (
     "verdict",
 )
 _NONE: Final = "–"
-_DRIFT: Final = 0.15
 
 
 def cells(result: Mapping[str, Any], chosen: bool) -> list[str]:
@@ -120,7 +120,9 @@ def warnings(record: Record) -> list[str]:
             continue
         benchmark = r["details"].get("benchmark", {})
         if benchmark.get("no_faster_because"):
-            own = benchmark["speedup_in_its_runtime"]
+            own = min(
+                benchmark["speedup_in_its_runtime"], r["speedup"], key=lambda ratio: ratio["estimate"] or 0
+            )
             slower = own["high"] is not None and own["high"] < 1
             why = "; ".join(f"{c['text']} → {c['fix']}" for c in benchmark["no_faster_because"])
             found.append(
@@ -132,8 +134,14 @@ def warnings(record: Record) -> list[str]:
                 f"{place}: only {pairs['clean_share']:.0%} of the timed pairs were undisturbed; the machine "
                 "was busy"
             )
-        if pairs.get("session_effect"):
-            found.append(f"{place}: sessions of one model differ by more than the interval; it is too narrow")
+        on_record = (benchmark.get("reference") or {}).get("on_record_ms")
+        if on_record and abs(benchmark["reference"]["milliseconds"] / on_record - 1) > DRIFT:
+            found.append(
+                f"{place}: the machine ran at {on_record / benchmark['reference']['milliseconds']:.2f} times the "
+                "speed it was calibrated at; no absolute limit is judged"
+            )
+        for warning in [w for state in benchmark.get("gpu") or [] for w in state["warnings"]]:
+            found.append(f"{place}: {warning}")
         if benchmark.get("steady") is False:
             found.append(f"{place}: the runtime did not reach a steady state before timing")
         floats = r["details"].get("evaluation", {}).get("float_operators") or []
@@ -159,7 +167,7 @@ def _drifted(record: Record) -> list[str]:
             for r in record["results"]
             if r["target"] == target and (r["details"].get("benchmark") or {}).get("reference")
         }
-        if times and max(times.values()) / min(times.values()) > 1 + _DRIFT:
+        if times and max(times.values()) / min(times.values()) > 1 + DRIFT:
             fast, slow = min(times, key=lambda c: times[c]), max(times, key=lambda c: times[c])
             found.append(
                 f"the machine ran at different speeds while it measured {target}: the reference workload took "

@@ -25,15 +25,18 @@ class Double:
         self.memory: dict[int, Any] = {}
         self.capturing: list[Any] | None = None
         self.capture_works = True
+        self.cache_fits = True
+        self.graphs = 0  # instantiated and not destroyed
         self.trt = self._tensorrt()
         self.cudart = self._cuda()
 
     def _tensorrt(self) -> ModuleType:
         trt = ModuleType("tensorrt")
-        flags = {"STRONGLY_TYPED": 0} if self.version == 10 else {"PREFER_JIT_PYTHON_PLUGINS": 1}
+        flags = {"STRONGLY_TYPED": 0}  # 11 still has it, and ignores it
         members: dict[str, Any] = {
             "__version__": f"{self.version}.0.0",
             "Logger": _Logger,
+            "BuilderFlag": SimpleNamespace(TF32=7),
             "Builder": lambda logger: _Builder(self),
             "OnnxParser": _Parser,
             "Runtime": lambda logger: SimpleNamespace(
@@ -64,6 +67,8 @@ class Double:
             return (0,)
 
         def copy(target: int, source: int, size: int, kind: int, stream: Any) -> tuple[int]:
+            assert self.capturing is None, "a copy of host memory was captured"
+            assert (target if kind == 1 else source) in self.memory
             ctypes.memmove(target, source, size)
             return (0,)
 
@@ -81,6 +86,14 @@ class Double:
                 work()
             return (0,)
 
+        def instantiated(graph: Any, flags: int) -> tuple[int, Any]:
+            self.graphs += 1
+            return 0, graph
+
+        def destroyed(graph: Any) -> tuple[int]:
+            self.graphs -= 1
+            return (0,)
+
         properties = SimpleNamespace(major=8, minor=9, name=b"NVIDIA L4")
         members: dict[str, Any] = {
             "cudaError_t": SimpleNamespace(cudaSuccess=0),
@@ -96,9 +109,9 @@ class Double:
             "cudaMemcpyAsync": copy,
             "cudaStreamBeginCapture": begin,
             "cudaStreamEndCapture": end,
-            "cudaGraphInstantiate": lambda graph, flags: (0, graph),
+            "cudaGraphInstantiate": instantiated,
             "cudaGraphDestroy": lambda graph: (0,),
-            "cudaGraphExecDestroy": lambda graph: (0,),
+            "cudaGraphExecDestroy": destroyed,
             "cudaGraphLaunch": launch,
         }
         for name, value in members.items():
@@ -168,7 +181,8 @@ class _Parser:
 
 
 class _Config:
-    def __init__(self) -> None:
+    def __init__(self, double: Double) -> None:
+        self.double = double
         self.profiling_verbosity = 0
         self.profiles: list[Any] = []
         self.cache: bytes | None = None
@@ -181,7 +195,10 @@ class _Config:
         return SimpleNamespace(serialize=lambda: data or b"timed")
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
-        return True
+        return self.double.cache_fits or cache.serialize() == b"timed"
+
+    def clear_flag(self, flag: int) -> None:
+        assert flag == 7
 
 
 class _Shapes:
@@ -198,11 +215,11 @@ class _Builder:
         self.double = double
 
     def create_network(self, flags: int) -> _Network:
-        assert flags == (1 if self.double.version == 10 else 0)
+        assert flags == 1
         return _Network()
 
     def create_builder_config(self) -> _Config:
-        return _Config()
+        return _Config(self.double)
 
     def create_optimization_profile(self) -> _Shapes:
         return _Shapes()
@@ -271,7 +288,10 @@ class _Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self.engine.plan.shapes[name]
-        assert all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
+        if len(shape) != len(least) or not all(
+            a <= b <= c for a, b, c in zip(least, shape, most, strict=True)
+        ):
+            return False
         self.shapes[name] = tuple(shape)
         return True
 
@@ -283,17 +303,18 @@ class _Context:
         batch = next(iter(self.shapes.values()))[0]
         return tuple(batch if size < 0 else size for size in self.engine.get_tensor_shape(name))
 
-    def _array(self, name: str, shape: tuple[int, ...]) -> Any:
-        block = (ctypes.c_float * int(np.prod(shape))).from_address(self.addresses[name])
+    def _array(self, address: int, shape: tuple[int, ...]) -> Any:
+        assert address in self.engine.double.memory, "the address was freed"
+        block = (ctypes.c_float * int(np.prod(shape))).from_address(address)
         return np.frombuffer(block, np.float32).reshape(shape)
 
     def execute_async_v3(self, stream: Any) -> bool:
-        shapes = dict(self.shapes)
+        shapes, addresses = dict(self.shapes), dict(self.addresses)  # a graph keeps those of its capture
 
         def work() -> None:
-            feeds = {name: self._array(name, shape).copy() for name, shape in shapes.items()}
+            feeds = {name: self._array(addresses[name], shape).copy() for name, shape in shapes.items()}
             for value, result in zip(self.engine.outs, self.engine.session.run(None, feeds), strict=True):
-                self._array(value.name, result.shape)[...] = result
+                self._array(addresses[value.name], result.shape)[...] = result
             if self.profiler is not None:
                 self.profiler.report_layer_time("conv", 0.5)
 

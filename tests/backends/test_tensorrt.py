@@ -93,7 +93,29 @@ def test_graphs_are_captured_once_a_shape_and_memory_is_freed(
     (time,) = loaded.profile({"input": x}, 4)
     assert (time.name, time.seconds) == ("conv", pytest.approx(5e-4))
     loaded.close()
-    assert double.memory == {}
+    assert (double.memory, double.graphs) == ({}, 0)
+
+
+def test_another_type_or_shape_is_refused_before_it_is_copied(runtime: Any, tmp_path: Path) -> None:
+    path, _ = float_model(tmp_path)
+    loaded = runtime.load(path, Recipe(), shipped("nvidia-l4"))
+    for given, says in (
+        ({"input": np.ones((1, 1, 8, 8))}, "input is float32, and float64 was given"),
+        ({"x": np.ones((1, 1, 8, 8), np.float32)}, "the model takes input, and x was given"),
+        ({"input": np.ones((1, 1, 9, 8), np.float32)}, r"does not take \[1, 1, 9, 8\]"),
+    ):
+        with pytest.raises(StageFailedError, match=says):
+            loaded.run(given)
+
+
+def test_a_cache_of_another_gpu_is_replaced(double: Double, runtime: Any, tmp_path: Path) -> None:
+    path, _ = float_model(tmp_path)
+    runtime.load(path, Recipe(), shipped("nvidia-l4"))
+    (kept,) = (tmp_path / "cache" / "hwopt").iterdir()
+    kept.write_bytes(b"of another GPU")
+    double.cache_fits = False
+    found = runtime.load(path, Recipe(), shipped("nvidia-l4")).describe()
+    assert (found["timing_cache_bytes"], kept.read_bytes()) == (0, b"timed")
 
 
 def test_a_model_that_cannot_be_captured_runs_and_says_so(
@@ -114,7 +136,7 @@ def test_kernel_timings_are_kept_between_builds(double: Double, runtime: Any, tm
     first, second = (runtime.load(path, Recipe(), shipped("nvidia-l4")).describe() for _ in range(2))
     assert (first["timing_cache_bytes"], second["timing_cache_bytes"]) == (0, 5)
     (kept,) = (tmp_path / "cache" / "hwopt").iterdir()
-    assert kept.name == f"tensorrt-{double.version}.0.0-cc8.9.timing"
+    assert kept.name == f"tensorrt-{double.version}.0.0-NVIDIA-L4-cc8.9.timing"
 
 
 def test_a_refused_operator_is_named(runtime: Any, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_row_4_and_5_fp8_needs_a_device_that_has_it(tmp_path: Path) -> None:
     assert compiled(path, "nvidia-l4")["accepted"]
     found = compiled(path, both(tmp_path, "cc8.0", "cc8.9"))
     assert not found["accepted"]
-    assert found["reasons"][0]["text"] == "several (cc80) has no fp8_e4m3 arithmetic"
+    assert found["reasons"][0]["text"] == "several (cc8.0) has no fp8_e4m3 arithmetic"
 
 
 @gate
@@ -170,7 +170,7 @@ def test_row_6_int4_weights(tmp_path: Path) -> None:
     path = four_bit_weights(tmp_path)
     assert compiled(path, "nvidia-l4")["accepted"]
     (reason,) = compiled(path, "nvidia-t4")["reasons"]
-    assert reason["text"] == "nvidia-t4 (cc75) has no int4 arithmetic"
+    assert reason["text"] == "nvidia-t4 (cc7.5) has no int4 arithmetic"
 
 
 @gate

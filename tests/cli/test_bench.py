@@ -96,9 +96,21 @@ def test_a_fixed_batch_is_not_measured_as_another(tmp_path: Path, command: Comma
     model = onnx.load(float_model(tmp_path)[0])
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, tmp_path / "four.onnx")
-    outcome = command("bench", "four.onnx", *QUICK)
+    outcome = command("bench", "four.onnx", "--batch", "2", *QUICK)
     assert (outcome.code, "--batch 4" in outcome.err) == (2, True)
-    assert command("bench", "four.onnx", "--batch", "4", *QUICK).code == 0
+    found = command("bench", "four.onnx", "--json", *QUICK).json  # its own batch where none is asked for
+    assert found["results"][0]["batch"] == 4
+
+
+def test_real_inputs_of_any_batch_and_not_fewer_rows(tmp_path: Path, command: Command) -> None:
+    float_model(tmp_path)
+    np.savez(tmp_path / "in.npz", input=np.random.default_rng(0).random((40, 1, 8, 8), np.float32))
+    arguments = ("bench", "float.onnx", "--scenario", "batch", "--inputs", "in.npz", "--json", *QUICK)
+    row = command(*arguments, "--batch", "40").json["results"][0]
+    assert row["batch"] == 40
+    assert row["samples_per_second"] == pytest.approx(40 / row["latency_ms"]["p50"] * 1e3, rel=0.5)
+    outcome = command(*arguments, "--batch", "64")
+    assert (outcome.code, "input has 40 rows" in outcome.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +160,7 @@ def test_a_sick_machine_fails_its_self_test() -> None:
     sick = [Interval(1.03, 1.01, 1.05)] * 6 + [Interval(1.0, 0.99, 1.01)] * 4
     assert not api._healthy([Verdict.PASS] * 10, sick)
     assert api._healthy([Verdict.PASS] * 30, [Interval(1.03, 1.01, 1.05)] + [Interval(1.0, 0.99, 1.01)] * 29)
+    assert not api._healthy([Verdict.PASS] * 8, [])  # nothing is known
     assert not api._healthy([Verdict.FAIL] * 3 + [Verdict.PASS] * 27, sick[6:])
 
 
@@ -162,7 +175,8 @@ def test_loadgen_agrees_or_is_asked_for(tmp_path: Path, command: Command) -> Non
     assert outcome.code == 0, outcome.err
     (found,) = outcome.json["loadgen"]
     assert "no MLPerf result" in found["note"]
-    assert found["queries"] == 2000
+    assert found["queries"] == 2800
+    assert found["p99_bound_ms"] is not None
     # LoadGen's callback and log cost some µs a query, and this network takes some µs.
     assert 0.2 < found["own_ms"]["p50"] / found["p50_ms"] < 2
 

@@ -92,7 +92,8 @@ def test_old_drivers_and_old_gpus(driver: None, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_missing_package_or_driver_is_said(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "hwopt[gpu]" in str(gpu.first_gpu())
+    assert "nvidia-ml-py" in str(gpu.first_gpu())
+    assert gpu.fix_for(str(gpu.first_gpu())) == "pip install 'hwopt[gpu]'"
 
     def absent() -> None:
         raise NvmlError("NVML Shared Library Not Found")

@@ -27,10 +27,10 @@ def test_bounds_hold_as_often_as_they_say(percentile: float) -> None:
 
 
 def test_what_is_not_known_is_null() -> None:
-    few = percentiles([1e-3] * 100)
+    few = percentiles([[1e-3] * 100])
     assert (few["p99"], few["p99_bound"], few["count"]) == (None, None, 100)
     assert few["p90_bound"] == 1e-3
-    many = percentiles(list(np.linspace(1.0, 2.0, 1000)))
+    many = percentiles([list(np.linspace(1.0, 2.0, 1000))])
     assert many["p50"] <= many["p90"] <= many["p99"] <= many["p99_bound"]  # type: ignore[operator]
 
 
@@ -40,3 +40,12 @@ def test_sampling_ends_by_count_by_time_and_never_below_the_least() -> None:
     start = time.perf_counter()
     sample(lambda: None, samples=LEAST, gap=0.005)
     assert time.perf_counter() - start >= LEAST * 0.005
+
+
+def test_sessions_that_differ_widen_the_interval_of_the_median() -> None:
+    rng = np.random.default_rng(0)
+    alike = [list(1 + 0.01 * rng.standard_normal(200)) for _ in range(6)]
+    apart = [[value * factor for value in alike[0]] for factor in (0.97, 0.98, 0.99, 1.01, 1.02, 1.03)]
+    narrow, wide = percentiles(alike), percentiles(apart)
+    assert float(wide["high"] or 0) - float(wide["low"] or 0) > 0.03
+    assert float(narrow["high"] or 0) - float(narrow["low"] or 0) < 0.01

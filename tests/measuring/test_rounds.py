@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from hwopt.api.bench import _healthy
 from hwopt.core.measurement import Verdict
 from hwopt.measuring import block as blocks
 from hwopt.measuring.block import Block
@@ -43,7 +44,7 @@ class Pretend:
 
     def block(self, side: int, one: Round) -> Block:
         clean = bool(self.rng.random() >= self.dirty)
-        seconds = self.means[side] * (1 + self.noise * float(self.rng.standard_normal()))
+        seconds = self.means[side] * float(np.exp(self.noise * self.rng.standard_normal()))
         return Block(seconds=seconds * (1 if clean else 9), clean=clean)
 
 
@@ -89,22 +90,49 @@ def test_intervals_hold_the_truth() -> None:
 
 
 def test_it_stops_when_narrow_when_decided_and_at_the_last_look() -> None:
-    assert len(of([Pretend([1.0, 1.0], noise=0.001)]).ratios) == LOOKS[0]
+    narrow = of([Pretend([1.0, 1.0], noise=0.001)])
+    assert LOOKS[0] <= len(narrow.ratios) < LOOKS[0] + 5  # whole turns
+    assert narrow.narrow(0.01)
     decided = of([Pretend([1.0, 1.2], noise=0.05)], margin=0.03)
     assert (decided.verdict(0.03), len(decided.ratios) < LOOKS[-1]) == (Verdict.FAIL, True)
-    assert len(of([Pretend([1.0, 1.0], noise=0.5)]).ratios) == LOOKS[-1]
+    assert LOOKS[-1] <= len(of([Pretend([1.0, 1.0], noise=0.5)]).ratios) < LOOKS[-1] + 5
     assert 8 <= len(of([Pretend([1.0, 1.0], noise=0.5)], budget_seconds=0.0).ratios) <= 10
 
 
-def test_places_take_turns_and_their_disagreement_is_told() -> None:
+def test_places_take_turns() -> None:
     agree = [Pretend([1.0, 1.0], seed=seed) for seed in range(2)]
-    assert not of(agree).session_effect()
+    of(agree)
     assert abs(len(agree[0].asked) - len(agree[1].asked)) <= 5
-    # Most pairs come from two sessions; in three others the candidate is 10 % faster.
-    sessions = [(0, 0, 0), (0, 1, 1)] * 20 + [(1, 0, 0), (1, 1, 1), (1, 0, 1)]
-    ratios = [1.0] * 40 + [1.1] * 3
-    found = Comparison(ratios=ratios, clean=[True] * 43, first=["baseline"] * 43, sessions=sessions)
-    assert found.session_effect()
+
+
+class Layouts(Pretend):
+    """Every session is a little faster or slower than its file, and every process too."""
+
+    def __init__(self, place: int, seed: int, *, session: float, process: float) -> None:
+        super().__init__([1.0, 1.0], seed=1000 * seed + place)
+        self.factors = 1 + session * self.rng.standard_normal((2, 3))
+        self.factors *= 1 + process * self.rng.standard_normal((2, 1))
+
+    def block(self, side: int, one: Round) -> Block:
+        found = super().block(side, one)
+        return Block(seconds=found.seconds * float(self.factors[side, one.session[side]]), clean=found.clean)
+
+
+@pytest.mark.parametrize(
+    ("places", "session", "process", "most"),
+    # Most that may miss at a true 5 %, 99 % of Binomial(100, 0.05); two processes that differ by more than
+    # their sessions are known by one difference, and the method misses oftener: it says at most 15 %.
+    [(2, 0.01, 0.0, 11), (1, 0.01, 0.0, 11), (2, 0.0, 0.0, 11), (2, 0.005, 0.005, 15)],
+)
+def test_what_sessions_and_processes_differ_by_is_in_the_interval(
+    places: int, session: float, process: float, most: int
+) -> None:
+    missed = 0
+    for seed in range(100):
+        here = [Layouts(place, seed, session=session, process=process) for place in range(places)]
+        interval = of(here, sessions=3, seed=seed).interval()
+        missed += not interval.low <= 1.0 <= interval.high
+    assert missed <= most
 
 
 def test_a_side_that_is_always_cold_fails_the_self_test() -> None:
@@ -115,8 +143,10 @@ def test_a_side_that_is_always_cold_fails_the_self_test() -> None:
             cold = 1.026 if side == 0 else 1.0
             return Block(seconds=cold * (1 + 0.01 * float(self.rng.standard_normal())), clean=True)
 
-    found = [of([Asymmetric([1.0, 1.0], seed=seed)], seed=seed).interval() for seed in range(10)]
-    assert sum(interval.low > 1 for interval in found) == 10
+    found = [of([Asymmetric([1.0, 1.0], seed=seed)], seed=seed, margin=0.03) for seed in range(30)]
+    assert not _healthy([one.verdict(0.03) for one in found], [one.interval() for one in found])
+    sound = [of([Pretend([1.0, 1.0], seed=seed)], seed=seed, margin=0.03) for seed in range(30)]
+    assert _healthy([one.verdict(0.03) for one in sound], [one.interval() for one in sound])
 
 
 def test_interval_needs_enough_pairs() -> None:
@@ -148,10 +178,10 @@ def test_a_sleeping_block_is_not_clean_unless_it_waits_for_a_device() -> None:
 
 
 def test_paced_calls_come_after_a_pause() -> None:
-    place = Sides([[spin(5)], [spin(5)]], gap_seconds=0.02)
+    place = Sides([[spin(5)], [spin(5)]], gaps=[0.02, None])
     start = time.perf_counter()
     place.rounds([Round(order=(0, 1), session=(0, 0))] * 3)
-    assert time.perf_counter() - start >= 6 * 0.02
+    assert time.perf_counter() - start >= 3 * 0.02  # the other side goes on in blocks
 
 
 def test_warm_up_waits_for_the_steady_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_three_candidates_in_complete_rounds(tmp_path: Path) -> None:
     same = result.compare(1).interval()
     assert 0.8 < same.estimate < 1.25
     latency = result.latency_ms(2)
-    assert latency["count"] == 500
+    assert 500 <= int(latency["count"] or 0) <= 510  # an equal share of every session
     assert 0 < float(latency["p50"] or 0) < 1e3
     reference = result.reference(2)
     assert reference is not None
@@ -97,3 +97,37 @@ def test_a_folder_of_the_users_does_not_shadow_the_worker(
 def test_recipes_survive_the_way() -> None:
     recipe = Recipe(threads=3, spinning=True)
     assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_nothing_of_the_users_project_shadows_what_the_worker_imports(tmp_path: Path) -> None:
+    """A pipeline runs with the project's folder in front of its path; the worker has it behind its own."""
+    from hwopt.plugins import user_modules
+
+    for name in ("random", "queue", "signal", "types"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
+    path, _ = float_model(tmp_path)
+    with user_modules(tmp_path):
+        assert working([candidate(path)])[1] == {}
+
+
+def test_a_crash_names_the_file(tmp_path: Path) -> None:
+    path, _ = float_model(tmp_path)
+    with Process(1) as process:
+        os.kill(process._process.pid, signal.SIGKILL)
+        for _ in range(2):  # whoever asks again is told again
+            with pytest.raises(StageFailedError, match=r"asked to load float\.onnx: SIGKILL"):
+                process.ask("load", sides=[candidate(path).to_json(path)], sessions=1)
+
+
+def test_inputs_may_have_any_name(tmp_path: Path) -> None:
+    import onnx
+
+    path, _ = float_model(tmp_path)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.input[:] = ["file" if name == "input" else name for name in node.input]
+    model.graph.input[0].name = "file"
+    onnx.save(model, path)
+    x = np.zeros((1, 1, 8, 8), np.float32)
+    one = Candidate(model=path, runtime="onnxruntime", hardware=shipped("generic-cpu"), feed={"file": x})
+    assert working([one])[1] == {}

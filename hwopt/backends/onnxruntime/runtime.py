@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -179,7 +180,7 @@ class OnnxRuntime:
                 key = (event["name"].removesuffix("_kernel_time"), details["op_name"])
                 seconds.setdefault(key, []).append(event["dur"] / 1e6)
         return [
-            OperatorTime(name=name, op=op, seconds=sum(times[1:]) / max(len(times) - 1, 1))
+            OperatorTime(name=name, op=op, seconds=statistics.median(times[1:] or times))
             for (name, op), times in seconds.items()
         ]
 
@@ -216,13 +217,16 @@ def precision_of(node: onnx.NodeProto, placement: str = "") -> NodePrecision:
 
 def _session(model: Path, options: Any, provider: str) -> Any:
     try:
-        return onnxruntime.InferenceSession(
-            str(model), options, providers=list(dict.fromkeys([provider, CPU]))
-        )
+        return onnxruntime.InferenceSession(str(model), options, providers=_providers(provider))
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise StageFailedError(
             f"ONNX Runtime does not load {model.name}: {str(error).splitlines()[0]}", where=str(model)
         ) from error
+
+
+def _providers(provider: str) -> list[Any]:
+    """With TF32 off: float32 is float32; what is not, the file says."""
+    return [CPU] if provider == CPU else [(provider, {"use_tf32": "0"}), CPU]
 
 
 def load(model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> OnnxRuntime:
@@ -235,4 +239,13 @@ def load_cuda(model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> Onnx
 
     Untested: no machine with onnxruntime-gpu has run it yet (see docs/results/README.md).
     """
-    return OnnxRuntime(model, recipe, CUDA)
+    loaded = OnnxRuntime(model, recipe, CUDA)
+    weighted = [node for node in loaded.executed() if node.weighted]
+    elsewhere = [node.name for node in weighted if node.placement == "CPU"]
+    if elsewhere:
+        raise StageFailedError(
+            f"ONNX Runtime leaves {len(elsewhere)} of {len(weighted)} weighted operators of {model.name} on the CPU: "
+            f"{', '.join(elsewhere[:4])}",
+            fix="quantize for this device, or measure in TensorRT",
+        )
+    return loaded

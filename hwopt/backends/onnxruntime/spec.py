@@ -8,7 +8,7 @@ from typing import Final
 
 from hwopt.core.backend import Availability, BackendSpec
 from hwopt.core.hardware import DeviceKind
-from hwopt.measuring.gpu import first_gpu
+from hwopt.measuring.gpu import first_gpu, fix_for
 
 
 def probe() -> Availability:
@@ -25,9 +25,7 @@ def probe_cuda() -> Availability:
     """A GPU, its driver, and the package that replaces onnxruntime."""
     gpu = first_gpu()
     if isinstance(gpu, str):
-        return Availability(
-            available=False, reason=gpu, fix="run on a machine with an NVIDIA GPU and its driver"
-        )
+        return Availability(available=False, reason=gpu, fix=fix_for(gpu))
     try:
         version = importlib.metadata.version("onnxruntime-gpu")
     except importlib.metadata.PackageNotFoundError:

@@ -105,6 +105,7 @@ class OpenVino:
         return {
             "library": f"openvino {openvino.get_version()}",
             "device": "CPU",
+            "clock_covers": "compute",
             **{name.lower(): str(self._compiled.get_property(name)) for name in names},
         }
 

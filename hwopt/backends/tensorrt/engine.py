@@ -7,6 +7,7 @@ Python API of TensorRT 10.12 to 11.4, and tried against a double that knows its 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ class Built:
         return int(self.plan.nbytes)
 
 
-def build(model: Path, batch: int, isa: str) -> Built:
+def build(model: Path, batch: int, gpu: str) -> Built:
     """An engine of an ONNX file with explicit Q/DQ; precision comes from the file alone.
 
     Args:
         batch: to tune for.
-        isa: compute capability of the GPU that is here; the timing cache belongs to it.
+        gpu: name and compute capability of the one that is here; the timing cache belongs to it.
     Raises:
         StageFailedError: TensorRT refuses the file, with its own reasons.
     """
@@ -58,10 +59,15 @@ def build(model: Path, batch: int, isa: str) -> Built:
     config = builder.create_builder_config()
     config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # the inspector needs it
     _optimize_for(builder, config, network, batch)
-    kept = _cache_file(isa)
+    kept = _cache_file(gpu)
     before = kept.read_bytes() if kept.is_file() else b""
     cache = config.create_timing_cache(before)
-    config.set_timing_cache(cache, False)  # one of another GPU or version is refused, not believed
+    # One of another GPU or version is refused, not believed; then a new one takes its place.
+    if cache is None or not config.set_timing_cache(cache, False):
+        before, cache = b"", config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    if hasattr(tensorrt.BuilderFlag, "TF32"):
+        config.clear_flag(tensorrt.BuilderFlag.TF32)  # float32 is float32; what is not, the file says
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise StageFailedError(f"TensorRT could not build an engine for {model.name}", where=str(model))
@@ -73,6 +79,11 @@ def _optimize_for(builder: Any, config: Any, network: Any, batch: int) -> None:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
+        if any(size < 0 for size in tuple(tensor.shape)[1:]):
+            raise StageFailedError(
+                f"the input {tensor.name!r} has the shape {list(tensor.shape)}: only the first axis may be free",
+                fix="fix the other axes when exporting",
+            )
         shapes = [
             tuple(size if given < 0 else given for given in tensor.shape)
             for size in (1, batch, max(_MAX_BATCH, batch))
@@ -91,9 +102,10 @@ def _reason(error: Any) -> str:
     return " ".join(part for part in (code, operator, name, said if said != "false" else "") if part)
 
 
-def _cache_file(isa: str) -> Path:
+def _cache_file(gpu: str) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "hwopt" / f"tensorrt-{tensorrt.__version__}-{isa}.timing"
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", gpu)
+    return root / "hwopt" / f"tensorrt-{tensorrt.__version__}-{name}.timing"
 
 
 def _keep(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ Python API of TensorRT 10.12 to 11.4, and tried against a double that knows its 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,15 @@ from hwopt.errors import StageFailedError
 _WEIGHTED_LAYERS: Final = ("convolution", "conv", "gemm", "matmul", "matrixmultiply", "fullyconnected")
 
 
+_INT8: Final = re.compile(r"(?<!u)int8")
+
+
 def cuda(result: tuple[Any, ...]) -> Any:
     """Values of a CUDA call; StageFailedError where it reports an error."""
     status, *values = result
     if status != cudart.cudaError_t.cudaSuccess:
-        raise StageFailedError(f"CUDA: {cudart.cudaGetErrorString(status)[1]!r}")
+        said = cudart.cudaGetErrorString(status)[1]
+        raise StageFailedError(f"CUDA: {said.decode() if isinstance(said, bytes) else said}")
     return values[0] if len(values) == 1 else values
 
 
@@ -46,6 +51,9 @@ class _LayerTimes(tensorrt.IProfiler):
         self.milliseconds[layer_name] = self.milliseconds.get(layer_name, 0.0) + ms
 
 
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of all inputs, by name
+
+
 @dataclass(slots=True, kw_only=True)
 class _Engine:
     """An engine tuned for one batch, with its context and device memory."""
@@ -54,16 +62,14 @@ class _Engine:
     engine: Any
     context: Any
     buffers: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> address, bytes
-    graphs: dict[tuple[tuple[int, ...], ...], Any] = field(
-        default_factory=dict
-    )  # by shapes; None: no capture
+    graphs: dict[_Shapes, Any] = field(default_factory=dict)  # None where it cannot be captured
 
 
 class TensorRt:
     """One model, with an engine for every batch size that it is asked for."""
 
-    def __init__(self, model: Path, isa: str) -> None:
-        self._model, self._isa = model, isa
+    def __init__(self, model: Path, gpu: str) -> None:
+        self._model, self._gpu = model, gpu
         self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
         self._stream = cuda(cudart.cudaStreamCreate())  # execute_async_v3 wants one of its own
         self._engines: dict[int, _Engine] = {}
@@ -71,11 +77,15 @@ class TensorRt:
 
     def _engine(self, batch: int) -> _Engine:
         if batch not in self._engines:
-            built = build(self._model, batch, self._isa)
+            built = build(self._model, batch, self._gpu)
             engine = self._runtime.deserialize_cuda_engine(built.plan)
             if engine is None:
                 raise StageFailedError(f"TensorRT does not load the engine it built for {self._model.name}")
             context = engine.create_execution_context()
+            if context is None:
+                raise StageFailedError(
+                    f"the GPU has no room to run {self._model.name}", fix="a smaller batch, or a larger GPU"
+                )
             self._engines[batch] = _Engine(built=built, engine=engine, context=context)
         return self._engines[batch]
 
@@ -98,27 +108,43 @@ class TensorRt:
 
     def run(self, inputs: Mapping[str, Array], /) -> list[Array]:
         """Copy in, execute, copy out, synchronize."""
-        batch = max((len(value) for value in inputs.values() if np.ndim(value)), default=1)
-        self._current = self._engine(batch)
+        self._check(inputs)
+        free = [name for name, shape in self.inputs().items() if shape and shape[0] is None]
+        self._current = self._engine(max((len(inputs[name]) for name in free), default=1))
         outputs = self._prepared(inputs)
         for name, value in inputs.items():
             self._copy(name, np.ascontiguousarray(value), to_device=True)
-        self._execute(tuple(np.shape(value) for value in inputs.values()))
+        self._execute(tuple((name, np.shape(inputs[name])) for name in sorted(inputs)))
         for name, array in outputs.items():
             self._copy(name, array, to_device=False)
         cuda(cudart.cudaStreamSynchronize(self._stream))
         return list(outputs.values())
 
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        """Device memory is filled as it comes: another type or shape would be read as numbers all the same."""
+        dtypes = self.dtypes()
+        if set(inputs) != set(dtypes):
+            raise StageFailedError(f"the model takes {', '.join(dtypes)}, and {', '.join(inputs)} was given")
+        for name, value in inputs.items():
+            if value.dtype.name != dtypes[name]:
+                raise StageFailedError(f"{name} is {dtypes[name]}, and {value.dtype.name} was given")
+
     def _prepared(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Device memory for all tensors; the host arrays that outputs go to."""
-        engine, context = self._current.engine, self._current.context
+        context = self._current.context
         for name, value in inputs.items():
-            context.set_input_shape(name, np.shape(value))
+            if not context.set_input_shape(name, np.shape(value)):
+                raise StageFailedError(
+                    f"the engine does not take {list(np.shape(value))} for {name!r}",
+                    fix="give the shape that the model was exported with",
+                )
             self._buffer(name, value.nbytes)
         outputs: dict[str, Array] = {}
         for name in self._names(tensorrt.TensorIOMode.OUTPUT):
             shape = tuple(context.get_tensor_shape(name))
-            outputs[name] = np.empty(shape, tensorrt.nptype(engine.get_tensor_dtype(name)))
+            if any(size < 0 for size in shape):
+                raise StageFailedError(f"the shape of {name!r} depends on the data, which is not supported")
+            outputs[name] = np.empty(shape, self._dtype(name))
             self._buffer(name, outputs[name].nbytes)
         return outputs
 
@@ -128,7 +154,7 @@ class TensorRt:
         kind = kinds.cudaMemcpyHostToDevice if to_device else kinds.cudaMemcpyDeviceToHost
         cuda(cudart.cudaMemcpyAsync(target, source, array.nbytes, kind, self._stream))
 
-    def _execute(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+    def _execute(self, shapes: _Shapes) -> None:
         """By CUDA graph from the second time on, so that launches cost nothing on the host."""
         graphs = self._current.graphs
         if graphs.get(shapes) is not None:
@@ -149,7 +175,10 @@ class TensorRt:
         cuda(cudart.cudaStreamBeginCapture(self._stream, mode))
         accepted = self._current.context.execute_async_v3(self._stream)
         status, graph = cudart.cudaStreamEndCapture(self._stream)
-        if not accepted or status != cudart.cudaError_t.cudaSuccess:
+        captured = status == cudart.cudaError_t.cudaSuccess
+        if not accepted or not captured:
+            if captured:
+                cuda(cudart.cudaGraphDestroy(graph))
             return None
         made = cuda(cudart.cudaGraphInstantiate(graph, 0))
         cuda(cudart.cudaGraphDestroy(graph))
@@ -164,10 +193,17 @@ class TensorRt:
 
     def dtypes(self) -> Mapping[str, str]:
         """Input name to NumPy type name."""
-        return {
-            name: np.dtype(tensorrt.nptype(self._current.engine.get_tensor_dtype(name))).name
-            for name in self._names(tensorrt.TensorIOMode.INPUT)
-        }
+        return {name: self._dtype(name).name for name in self._names(tensorrt.TensorIOMode.INPUT)}
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        kind = self._current.engine.get_tensor_dtype(name)
+        try:
+            found: np.dtype[Any] = np.dtype(tensorrt.nptype(kind))
+        except TypeError:
+            raise StageFailedError(
+                f"{name!r} is {kind}, which NumPy has not", fix="give the model float inputs and outputs"
+            ) from None
+        return found
 
     def executed(self) -> list[NodePrecision]:
         """Read from the engine inspector."""
@@ -181,7 +217,8 @@ class TensorRt:
         captured = [graph is not None for graph in held.graphs.values()]
         return {
             "library": f"tensorrt {tensorrt.__version__}",
-            "device": self._isa,
+            "device": self._gpu,
+            "tf32": False,
             "clock_covers": "compute and copies",
             "cuda_graph": all(captured) if captured else None,
             "tuned_for_batch": held.built.batch,
@@ -213,6 +250,7 @@ class TensorRt:
             for address, _ in held.buffers.values():
                 cuda(cudart.cudaFree(address))
         self._engines.clear()
+        del self._current  # the last hold on engine and context, and so on the weights' memory
         cuda(cudart.cudaStreamDestroy(self._stream))
 
     def _drop_graphs(self, held: _Engine) -> None:
@@ -234,7 +272,7 @@ def precision_of(layer: Mapping[str, Any]) -> NodePrecision:
     return NodePrecision(
         name=str(layer.get("Name", "")),
         op=kind,
-        integer="int8" in text.lower(),
+        integer=_INT8.search(text.lower()) is not None,
         weighted=any(word in kind for word in _WEIGHTED_LAYERS),
         placement="GPU",
     )
@@ -253,4 +291,5 @@ def load(model: Path, recipe: Recipe, hardware: HardwareProfile, /) -> TensorRt:
             f"the GPU here is {here}, {hardware.name} is {', '.join(hardware.isa)}",
             fix="name the GPU that is here as the target",
         )
-    return TensorRt(model, here)
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return TensorRt(model, f"{name.strip()}, {here}")

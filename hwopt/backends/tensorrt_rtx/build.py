@@ -6,6 +6,7 @@ Reference:
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ _MOST: Final = 64  # samples of the optimization profile
 _DTYPES: Final = re.compile(
     r"Cannot compile for target\(s\) ([\w, ]+?), because the model contains HW-specific datatypes: ([\w, ]+)\."
 )
+_DIGITS: Final = re.compile(r"sm(\d+)")
 _TURING: Final = re.compile(r"Cannot compile operation '([^']*)' for Turing \(SM75\): (.+?) is not supported")
 _STATIC: Final = (
     "quantize statically for this device: hwopt quantize MODEL --target DEVICE --calibration FILE.npz"
@@ -82,7 +84,7 @@ def compile_model(model: Path, hardware: HardwareProfile, batch: int, /) -> Comp
         engine_bytes=int(plan.nbytes),
         seconds=time.perf_counter() - start,
         notes=tuple(warnings),
-        compiler=f"TensorRT for RTX {trt.__version__}" if hasattr(trt, "__version__") else "TensorRT for RTX",
+        compiler=_compiler(),
     )
 
 
@@ -91,11 +93,20 @@ def _refused(reasons: Sequence[Reason], start: float) -> Compiled:
         accepted=False,
         seconds=time.perf_counter() - start,
         reasons=tuple(reasons),
-        compiler="TensorRT for RTX",
+        compiler=_compiler(),
     )
 
 
+def _compiler() -> str:
+    return f"TensorRT for RTX {importlib.metadata.version('tensorrt-rtx-cu13-bindings')}"
+
+
 def _capabilities(hardware: HardwareProfile) -> Iterator[Any]:
+    if not hardware.isa:
+        raise ConfigError(
+            f"{hardware.name} names no compute capability, and the compiler would build for another device",
+            fix="write it into the profile, for example isa: [cc8.9]",
+        )
     known = {
         name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")
     }
@@ -105,7 +116,7 @@ def _capabilities(hardware: HardwareProfile) -> Iterator[Any]:
             served = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known)
             raise ConfigError(
                 f"TensorRT for RTX builds no engines for {hardware.name} ({name}); it serves {served}",
-                fix="build on the device with TensorRT: hwopt bench MODEL --target there",
+                fix="measure on the device, with TensorRT: hwopt bench MODEL --runtime tensorrt --target DEVICE",
             )
         yield known[wanted]
 
@@ -167,13 +178,18 @@ def _imported_as_int8(said: str) -> Reason:
     )
 
 
+def _dotted(match: re.Match[str]) -> str:
+    """``sm89`` as hardware profiles write it: ``cc8.9``."""
+    return f"cc{match[1][:-1]}.{match[1][-1]}"
+
+
 def build_reason(said: Sequence[str], hardware: HardwareProfile) -> Reason:
     """Why no engine came out, in our words."""
     text = next((line for line in said if "Error Code" in line), said[-1] if said else "no reason given")
     match = _DTYPES.search(text)
     if match:
         return Reason(
-            text=f"{hardware.name} ({match[1].replace('sm', 'cc')}) has no {match[2]} arithmetic",
+            text=f"{hardware.name} ({_DIGITS.sub(_dotted, match[1])}) has no {match[2]} arithmetic",
             fix="quantize to a type that the device has: hwopt hardware show DEVICE",
             said=text,
         )

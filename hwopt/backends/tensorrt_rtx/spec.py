@@ -9,9 +9,7 @@ from typing import Final
 from hwopt.core.backend import Availability, BackendSpec
 from hwopt.core.hardware import DeviceKind
 
-_FIX: Final = (
-    "pip install 'hwopt[rtx]' (NVIDIA's proprietary licence; 95 MB, no GPU needed; Linux x86-64 or Windows)"
-)
+_FIX: Final = "pip install 'hwopt[rtx]' (NVIDIA's proprietary licence; 95 MB, no GPU needed; Linux)"
 
 
 def probe() -> Availability:

@@ -10,7 +10,7 @@ from typing import Final
 from hwopt.core.artifact import Kind
 from hwopt.core.backend import Availability, BackendSpec
 from hwopt.core.hardware import DeviceKind
-from hwopt.measuring.gpu import first_gpu
+from hwopt.measuring.gpu import first_gpu, fix_for
 
 _CHECKPOINTS: Final = frozenset({Kind.CHECKPOINT, Kind.QUANTIZED_CHECKPOINT})
 
@@ -42,11 +42,11 @@ def probe_cuda() -> Availability:
     """torch with CUDA, and a GPU."""
     gpu = first_gpu()
     if isinstance(gpu, str):
-        return Availability(
-            available=False, reason=gpu, fix="run on a machine with an NVIDIA GPU and its driver"
-        )
+        return Availability(available=False, reason=gpu, fix=fix_for(gpu))
     state = probe()
-    if not state.available or "+cpu" in (state.version or ""):
+    if not state.available:
+        return state
+    if "+cpu" in (state.version or "") or platform.system() == "Darwin":
         return Availability(
             available=False,
             reason="this torch is built without CUDA",

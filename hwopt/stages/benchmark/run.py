@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,8 @@ from hwopt.core.dataset import Array
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.core.stage import StageContext, StageResult
-from hwopt.errors import StageFailedError
-from hwopt.latency.causes import Case, causes
+from hwopt.errors import HwoptError, StageFailedError
+from hwopt.latency.causes import Case, Cause, causes
 from hwopt.latency.families import by_family
 from hwopt.latency.measure import Candidate, Effort, Inside, Measured, look_inside, measure_all, working
 from hwopt.stages.benchmark.spec import BenchmarkConfig
@@ -81,25 +81,26 @@ class Bench:
         )
 
     def candidates(self, models: Sequence[Path], sample: Array) -> tuple[list[Candidate], dict[str, str]]:
-        """Every model in every runtime that loads it, runtime by runtime."""
+        """Every model in every runtime that loads it, runtime by runtime; and why runtimes refused the last."""
         names = self.config.among or ((self.config.runtime,) if self.config.runtime else ())
         if not names:
             raise StageFailedError("benchmark needs a runtime")
         found: list[Candidate] = []
         refused: dict[str, str] = {}
+        feed = {input_name(models[0]): sample}
         for name in names:
-            feed = {input_name(models[0]): sample}
             mine = [
                 Candidate(model=model, runtime=name, hardware=self.hardware, feed=feed, recipe=self.recipe())
                 for model in models
             ]
-            if len(names) > 1:
-                _, why = working(mine)
-                refused |= why
-                if why:
-                    continue
-            found += mine
-        if not found:
+            if len(names) == 1:
+                return mine, {}
+            for candidate in mine:  # a runtime that refuses one model may be the fastest for the other
+                kept, why = working([candidate])
+                found += kept
+                if candidate.model == models[-1]:
+                    refused |= why
+        if all(candidate.model != models[-1] for candidate in found):
             reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
             raise StageFailedError(f"no runtime takes the model: {reasons}")
         return found, refused
@@ -115,25 +116,19 @@ class Bench:
         """
         models = [baseline, model] if baseline is not None else [model]
         sides, refused = self.candidates(models, sample)
-        result = measure_all(sides, self.effort())
-        mine = [index for index, side in enumerate(sides) if side.model == model]
-        best, ratios = result.fastest(mine)
-        if baseline is None:
-            speedup: JSON = {"estimate": 1.0, "low": 1.0, "high": 1.0}
-            pairs: dict[str, JSON] = {"note": ALONE}
-            samples: list[JSON] = []
-        else:
-            # Over float where float is fastest: one yardstick, whichever runtime a version is best in.
-            base, _ = result.fastest([index for index, side in enumerate(sides) if side.model == baseline])
-            found = result.compare(best, base)
-            speedup = found.interval().to_json()
-            pairs = {**found.to_json(), "steady": result.steady, "half_width_reached": result.rounds.reached}
-            samples = [
-                {"ratio": r, "clean": c, "first": f, "process": s[0]}
-                for r, c, f, s in zip(found.ratios, found.clean, found.first, found.sessions, strict=True)
-            ]
+        mine, floats = (
+            {side.runtime: index for index, side in enumerate(sides) if side.model == one}
+            for one in (model, baseline)
+        )
+        # Each with float in its own runtime, and each runtime with the first.
+        pairs = [(mine[name], floats[name]) for name in mine if name in floats]
+        pairs += [
+            (i, first) for group in (mine, floats) for first, *rest in (list(group.values()),) for i in rest
+        ]
+        result = measure_all(sides, self.effort(), pairs)
+        best, ratios = result.fastest(list(mine.values()))
         inside = look_inside(sides[best])
-        details = self._details(result, best, sides[best], inside) | {"pairs": pairs}
+        details = self._details(result, best, sides[best], inside)
         if len(mine) > 1 or refused:
             details["runtimes"] = {
                 **{
@@ -142,21 +137,59 @@ class Bench:
                 },
                 **{name: {"refused": why} for name, why in refused.items()},
             }
-        own = None if baseline is None else result.compare(best, best - 1).interval()
-        if own is not None:
-            details["speedup_in_its_runtime"] = own.to_json()
-        if own is not None and own.low <= 1:
+        speedup: JSON = {"estimate": 1.0, "low": 1.0, "high": 1.0}
+        samples: list[JSON] = []
+        if baseline is None:
+            details["pairs"] = {"note": ALONE}
+        else:
+            # Over float where float is fastest: one yardstick, whichever runtime a version is best in.
+            base, _ = result.fastest(list(floats.values()))
+            found = result.compare(best, base)
+            speedup = found.interval().to_json()
+            details["pairs"] = {
+                **found.to_json(),
+                "half_width_reached": found.narrow(self.config.half_width),
+                "against": sides[base].runtime,
+            }
+            samples = [
+                {"ratio": r, "clean": c, "first": f, "process": s[0]}
+                for r, c, f, s in zip(found.ratios, found.clean, found.first, found.sessions, strict=True)
+            ]
+            own = floats.get(sides[best].runtime, base)
+            ratio = result.compare(best, own).interval()
+            details["speedup_in_its_runtime"] = ratio.to_json()
+            if min(ratio.low, found.interval().low) <= 1:
+                details["no_faster_because"] = [
+                    cause.to_json() for cause in self._causes(result, sides, best, own, base, inside)
+                ]
+        facts = {"latency_ms": dict(result.latency_ms(best)), "speedup": speedup, "benchmark": details}
+        return facts, samples
+
+    def _causes(
+        self, result: Measured, sides: Sequence[Candidate], best: int, own: int, base: int, inside: Inside
+    ) -> list[Cause]:
+        """Why side ``best`` is no faster than float in its own runtime, or in the one where float is fastest."""
+        found: list[Cause] = []
+        if own != base and result.compare(best, base).interval().low <= 1:
+            found.append(
+                Cause(
+                    name="other_runtime",
+                    text=f"float runs faster in {sides[base].runtime} than this does in {sides[best].runtime}",
+                    operators=(),
+                    fix=f"ship float in {sides[base].runtime}, or quantize for its device profile",
+                )
+            )
+        if result.compare(best, own).interval().low <= 1:
+            model = sides[best].model
             case = Case(
                 graph=onnx.load(model).graph,
                 path=model,
                 model=inside,
-                baseline=look_inside(sides[best - 1]),
-                call_seconds=result.rounds.seconds(best),
-                baseline_seconds=result.rounds.seconds(best - 1),
+                baseline=look_inside(sides[own]),
+                baseline_seconds=result.rounds.seconds(own),
             )
-            details["no_faster_because"] = [cause.to_json() for cause in causes(case)]
-        facts = {"latency_ms": dict(result.latency_ms(best)), "speedup": speedup, "benchmark": details}
-        return facts, samples
+            found += causes(case)
+        return found
 
     def _details(self, result: Measured, side: int, candidate: Candidate, inside: Inside) -> dict[str, Any]:
         footprint = inside.footprint
@@ -167,33 +200,29 @@ class Bench:
             "batch": self.config.batch,
             "rate_hz": self.config.rate_hz,
             "processes": self.config.processes,
-            "steady": result.steady,
-            "reference": self._reference(result, side),
+            "steady": result.steady[side],
+            "reference": result.reference(side),
             "preflight": result.preflight.to_json(),
             "steal_share": result.steal,
             "gpu": [state.to_json() for state in result.gpu],
-            "memory_mb": {
-                "peak": int(str(footprint["peak_bytes"])) / 1e6,
-                "added": int(str(footprint["added_bytes"])) / 1e6,
-            },
-            "load_ms": float(str(footprint["load_seconds"])) * 1e3,
-            "first_inference_ms": float(str(footprint["first_seconds"])) * 1e3,
+            "memory_mb": {name: _times(footprint[f"{name}_bytes"], 1e-6) for name in ("peak", "added")},
+            "load_ms": _times(footprint["load_seconds"], 1e3),
+            "first_inference_ms": _times(footprint["first_seconds"], 1e3),
             "joules": inside.joules,
             # By the runtime's own clock: it says where the time goes, the pairs say how much there is.
             "operator_microseconds": by_family(inside.operators),
         }
 
-    def _reference(self, result: Measured, side: int) -> dict[str, JSON] | None:
-        """With the time on record where the device was calibrated."""
-        found = result.reference(side)
-        kept = self.hardware.calibration
-        return None if found is None else found | {"on_record_ms": kept.reference_ms if kept else None}
-
     def throughput(self, model: Path, sample: Array) -> dict[str, JSON]:
         """The better runtime for large batches: samples a second."""
         size = len(sample)
-        sides, refused = self.candidates([model], sample)
-        result = measure_all(sides, self.effort())
+        recipe = replace(self.recipe(), hint=Hint.THROUGHPUT)
+        try:
+            sides, refused = self.candidates([model], sample)
+            sides = [replace(side, recipe=recipe) for side in sides]
+            result = measure_all(sides, replace(self.effort(), gap_seconds=None, samples=0))
+        except HwoptError as error:  # batch 1 is measured, and stays
+            return {"batch": size, "runtime": None, "reason": error.problems[0].problem}
         best, ratios = result.fastest(range(len(sides)))
         return {
             "batch": size,
@@ -209,6 +238,10 @@ class Bench:
                 **{name: {"refused": why} for name, why in refused.items()},
             },
         }
+
+
+def _times(value: JSON, unit: float) -> float | None:
+    return float(value) * unit if isinstance(value, int | float) else None
 
 
 def input_name(model: Path) -> str:

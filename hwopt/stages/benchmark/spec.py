@@ -24,7 +24,7 @@ class BenchmarkConfig(Settings):
     budget_seconds: Annotated[float, Field(gt=0, le=3600)] = 6.0  # of timed rounds, for each candidate
     half_width: Annotated[float, Field(gt=0, lt=1)] = 0.01  # of the ratio's interval, where to stop
     processes: Annotated[int, Field(ge=1, le=16)] = 2  # each with fresh sessions of every model
-    rate_hz: Annotated[float, Field(gt=0, le=1000)] | None = None  # one call at a time, with pauses between
+    rate_hz: Annotated[float, Field(ge=0.1, le=1000)] | None = None  # one call at a time, with pauses between
     throughput_batch: Annotated[int, Field(ge=1, le=65536)] = 32  # for the second choice of runtime: auto
     among: tuple[str, ...] = ()  # the runtimes that ``auto`` chooses from; left out, those that are here
 

@@ -29,7 +29,9 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
     if ctx.hardware is None:
         raise StageFailedError("evaluate needs a device")
     backend: BackendSpec = resolve("backend", config.runtime)
-    recipe = Recipe(threads=config.threads, spinning=config.spinning, optimization=config.optimization)
+    recipe = Recipe(
+        threads=config.threads, spinning=config.spinning, hint=config.hint, optimization=config.optimization
+    )
     runtime: Runtime = load_reference(backend.load)(inputs["model"].path, recipe, ctx.hardware)
     try:
         x = ctx.data().x_test

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from hwopt.core.artifact import Kind
-from hwopt.core.backend import Optimization
+from hwopt.core.backend import Hint, Optimization
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec, which_device
 
@@ -17,6 +17,7 @@ class EvaluateConfig(Settings):
     optimization: Optimization = Optimization.ALL
     threads: int = 1
     spinning: bool = False
+    hint: Hint = Hint.LATENCY
     allow_float: bool = False  # whether operators that the file asks to run in integer may run in float
 
 
