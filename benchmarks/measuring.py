@@ -26,7 +26,7 @@ from typing import Any, TextIO
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from hwopt.api.bench import Options, feed_of
+from hwopt.api.options import Options, feed_of
 from hwopt.config.hardware import shipped
 from hwopt.engine.host import usable_cores
 from hwopt.latency.measure import SESSIONS, Candidate, written

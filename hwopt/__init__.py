@@ -29,7 +29,7 @@ _PUBLIC: Final = {
     "prune": "hwopt.api.models:prune",
     "quantize": "hwopt.api.models:quantize",
     "quantize_onnx": "hwopt.api.models:quantize_onnx",
-    "self_test": "hwopt.api.bench:self_test",
+    "self_test": "hwopt.api.self_test:self_test",
     "verify": "hwopt.api.models:verify",
 }
 

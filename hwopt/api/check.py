@@ -7,7 +7,8 @@ from typing import Any
 
 import onnx
 
-from hwopt.api.bench import Options, feed_of, serves
+from hwopt.api.bench import serves
+from hwopt.api.options import Options, feed_of
 from hwopt.core.backend import BackendSpec
 from hwopt.core.canonical import JSON
 from hwopt.core.hardware import DeviceKind, HardwareProfile

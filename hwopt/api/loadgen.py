@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hwopt.api.bench import Options, feed_of, runtimes_for
+from hwopt.api.bench import runtimes_for
+from hwopt.api.options import Options, feed_of
 from hwopt.core.dataset import Array
 from hwopt.core.measurement import Tier
 from hwopt.core.progress import silent

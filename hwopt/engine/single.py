@@ -50,10 +50,13 @@ def runtime_of(hardware: HardwareProfile) -> str:
         must_be_here(hardware)
     reasons = [(name, probe(name)) for name in hardware.runtimes]
     for name, state in reasons:
-        if state.available:
+        if state.available and (state.isa is None or state.isa in hardware.isa):
             return name
     raise EngineMissingError(
-        "; ".join(f"{name}: {state.reason}" for name, state in reasons) or f"{hardware.name} has no runtime",
+        "; ".join(
+            f"{name}: {state.reason or f'the device here is {state.device}'}" for name, state in reasons
+        )
+        or f"{hardware.name} has no runtime",
         fix=next((state.fix for _, state in reasons if state.fix), "choose another --target"),
     )
 

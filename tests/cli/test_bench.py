@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import hwopt as package
 from hwopt.api import bench as api
+from hwopt.api.self_test import healthy
 from hwopt.errors import ConfigError, EngineMissingError
 from hwopt.measuring.preflight import Preflight, preflight
 from hwopt.testing.models import float_model, quantized_model
@@ -158,10 +159,10 @@ def test_a_sick_machine_fails_its_self_test() -> None:
     from hwopt.core.measurement import Interval, Verdict
 
     sick = [Interval(1.03, 1.01, 1.05)] * 6 + [Interval(1.0, 0.99, 1.01)] * 4
-    assert not api._healthy([Verdict.PASS] * 10, sick)
-    assert api._healthy([Verdict.PASS] * 30, [Interval(1.03, 1.01, 1.05)] + [Interval(1.0, 0.99, 1.01)] * 29)
-    assert not api._healthy([Verdict.PASS] * 8, [])  # nothing is known
-    assert not api._healthy([Verdict.FAIL] * 3 + [Verdict.PASS] * 27, sick[6:])
+    assert not healthy([Verdict.PASS] * 10, sick)
+    assert healthy([Verdict.PASS] * 30, [Interval(1.03, 1.01, 1.05)] + [Interval(1.0, 0.99, 1.01)] * 29)
+    assert not healthy([Verdict.PASS] * 8, [])  # nothing is known
+    assert not healthy([Verdict.FAIL] * 3 + [Verdict.PASS] * 27, sick[6:])
 
 
 def test_loadgen_agrees_or_is_asked_for(tmp_path: Path, command: Command) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from hwopt.api.bench import _healthy
+from hwopt.api.self_test import healthy
 from hwopt.core.measurement import Verdict
 from hwopt.measuring import block as blocks
 from hwopt.measuring.block import Block
@@ -144,9 +144,9 @@ def test_a_side_that_is_always_cold_fails_the_self_test() -> None:
             return Block(seconds=cold * (1 + 0.01 * float(self.rng.standard_normal())), clean=True)
 
     found = [of([Asymmetric([1.0, 1.0], seed=seed)], seed=seed, margin=0.03) for seed in range(30)]
-    assert not _healthy([one.verdict(0.03) for one in found], [one.interval() for one in found])
+    assert not healthy([one.verdict(0.03) for one in found], [one.interval() for one in found])
     sound = [of([Pretend([1.0, 1.0], seed=seed)], seed=seed, margin=0.03) for seed in range(30)]
-    assert _healthy([one.verdict(0.03) for one in sound], [one.interval() for one in sound])
+    assert healthy([one.verdict(0.03) for one in sound], [one.interval() for one in sound])
 
 
 def test_interval_needs_enough_pairs() -> None:

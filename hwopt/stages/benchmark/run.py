@@ -120,12 +120,13 @@ class Bench:
             {side.runtime: index for index, side in enumerate(sides) if side.model == one}
             for one in (model, baseline)
         )
+        if baseline is not None and not floats:
+            raise StageFailedError("no runtime takes the float model that this is to be compared with")
         # Each with float in its own runtime, and each runtime with the first.
         pairs = [(mine[name], floats[name]) for name in mine if name in floats]
-        pairs += [
-            (i, first) for group in (mine, floats) for first, *rest in (list(group.values()),) for i in rest
-        ]
-        result = measure_all(sides, self.effort(), pairs)
+        for group in (list(mine.values()), list(floats.values())):
+            pairs += [(index, group[0]) for index in group[1:]]
+        result = measure_all(sides, self.effort(), pairs or None)
         best, ratios = result.fastest(list(mine.values()))
         inside = look_inside(sides[best])
         details = self._details(result, best, sides[best], inside)
