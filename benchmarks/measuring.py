@@ -82,7 +82,7 @@ def comparison(processes: list[Process], sides: list[Any], seed: int) -> tuple[d
         "verdict": found.verdict(MARGIN).value,
         "pairs": len(found.ratios),
         "clean_share": found.clean_share,
-        "session_effect": found.session_effect(),
+        "session_error": found.session_error(),
         "seconds": time.perf_counter() - start,
         **sequential(processes[seed % len(processes)]),
     }, found
