@@ -126,7 +126,7 @@ def measure_all(
         StageFailedError: a runtime refused a model, crashed or hung.
     """
     looked, ticks = preflight(), cpu_ticks()
-    gpu = [_gpu(candidates)]
+    gpu = [_gpu(candidates, ())]
     pairs = [(side, 0) for side in range(1, len(candidates))] if compared is None else list(compared)
     if not pairs and effort.reference:
         pairs = [(len(candidates), 0)]  # a model alone: its latency in multiples of the reference workload
@@ -142,7 +142,9 @@ def measure_all(
             margin=effort.margin,
         )
         times = _sampled(processes, len(candidates), effort)
-        gpu.append(_gpu(candidates))  # before the processes end, and the clocks fall
+        gpu.append(
+            _gpu(candidates, [process.pid for process in processes])
+        )  # before the processes end, and the clocks fall
     return Measured(
         gpu=tuple(state for state in gpu if state is not None),
         rounds=rounds,
@@ -154,11 +156,11 @@ def measure_all(
     )
 
 
-def _gpu(candidates: Sequence[Candidate]) -> GpuState | None:
+def _gpu(candidates: Sequence[Candidate], own: Sequence[int]) -> GpuState | None:
     """Read outside the rounds: asking disturbs a GPU that works (NVIDIA/TensorRT issue 3090)."""
     if all(candidate.hardware.kind is not DeviceKind.GPU for candidate in candidates):
         return None
-    state = gpu_state()
+    state = gpu_state(own)
     return None if isinstance(state, str) else state
 
 

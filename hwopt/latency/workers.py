@@ -86,6 +86,11 @@ class Process:
             raise kind(said["problem"], where=said["where"], fix=said["fix"])
         return answer
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def rounds(self, asked: Sequence[Round], /) -> list[list[Block]]:
         """The blocks of each round, by side."""
         answer = self.ask("rounds", rounds=[[list(one.order), list(one.session)] for one in asked])

@@ -6,7 +6,7 @@ Untested on a GPU: no machine with one has run this yet (see docs/results/README
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -44,12 +44,12 @@ class Gpu:
 class GpuState:
     """How it is doing at one moment."""
 
-    sm_mhz: int
-    memory_mhz: int
-    celsius: int
-    power_limit_watts: float
+    sm_mhz: int | None  # None, here and below, where this GPU or driver does not tell
+    memory_mhz: int | None
+    celsius: int | None
+    power_limit_watts: float | None
     slowed_by: tuple[str, ...]
-    other_processes: int
+    other_processes: int | None
     joules: float | None  # since the driver was loaded
 
     def warnings(self) -> list[str]:
@@ -80,11 +80,15 @@ def first_gpu() -> Gpu | str:
     return found
 
 
-def gpu_state() -> GpuState | str:
-    """Clocks, temperature, and what slows the first GPU down, or why they cannot be read."""
+def gpu_state(own: Collection[int] = ()) -> GpuState | str:
+    """Clocks, temperature, and what slows the first GPU down, or why they cannot be read.
+
+    Args:
+        own: process ids that are ours.
+    """
     if not any(path.exists() for path in _DEVICES):
         return NO_GPU
-    found: GpuState | str = _ask(_state)
+    found: GpuState | str = _ask(lambda nvml, handle: _state(nvml, handle, own))
     return found
 
 
@@ -114,23 +118,27 @@ def _describe(nvml: Any, handle: Any) -> Gpu:
     )
 
 
-def _state(nvml: Any, handle: Any) -> GpuState:
-    try:
-        reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
-    except nvml.NVMLError_FunctionNotFound:  # drivers before 535
-        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-    try:
-        joules = nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-    except nvml.NVMLError_NotSupported:  # before Volta
-        joules = None
+def _state(nvml: Any, handle: Any, own: Collection[int]) -> GpuState:
+    def told(name: str, *arguments: Any) -> Any:
+        """None where a driver or GPU has no such figure: Jetson, WSL and slices of a GPU lack some."""
+        try:
+            return getattr(nvml, name)(handle, *arguments)
+        except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported):
+            return None
+
+    reasons = told("nvmlDeviceGetCurrentClocksEventReasons")
+    if reasons is None:  # drivers before 535
+        reasons = told("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+    joules, watts = told("nvmlDeviceGetTotalEnergyConsumption"), told("nvmlDeviceGetEnforcedPowerLimit")
+    running = told("nvmlDeviceGetComputeRunningProcesses")
     return GpuState(
-        sm_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        memory_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        celsius=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        power_limit_watts=nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+        sm_mhz=told("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+        memory_mhz=told("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+        celsius=told("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        power_limit_watts=None if watts is None else watts / 1e3,
         slowed_by=tuple(name for bit, name in _REASONS.items() if reasons & bit),
-        other_processes=len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-        joules=joules,
+        other_processes=None if running is None else sum(one.pid not in own for one in running),
+        joules=None if joules is None else joules / 1e3,
     )
 
 

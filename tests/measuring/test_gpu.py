@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +45,7 @@ def nvml(**changes: Any) -> ModuleType:
         "nvmlDeviceGetClockInfo": lambda handle, kind: {1: 2040, 2: 6250}[kind],
         "nvmlDeviceGetTemperature": lambda handle, sensor: 60,
         "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 72000,
-        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [1],
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [SimpleNamespace(pid=n) for n in (7, 8)],
     }
     for name, value in (members | changes).items():
         setattr(module, name, value)
@@ -66,12 +66,12 @@ def test_no_gpu_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_what_it_is_and_how_it_does(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml())
-    found, state = gpu.first_gpu(), gpu.gpu_state()
+    found, state = gpu.first_gpu(), gpu.gpu_state(own=[7])
     assert isinstance(found, gpu.Gpu)
     assert (found.title, found.isa) == ("NVIDIA L4, driver 580.1", "cc8.9")
     assert isinstance(state, gpu.GpuState)
     assert (state.slowed_by, state.joules, state.sm_mhz) == (("power cap", "thermal (software)"), 5.0, 2040)
-    assert len(state.warnings()) == 2
+    assert (state.other_processes, len(state.warnings())) == (1, 2)
 
 
 def test_old_drivers_and_old_gpus(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,12 +82,15 @@ def test_old_drivers_and_old_gpus(driver: None, monkeypatch: pytest.MonkeyPatch)
         raise NotSupportedError
 
     changed = nvml(
-        nvmlDeviceGetCurrentClocksEventReasons=missing, nvmlDeviceGetTotalEnergyConsumption=unsupported
+        nvmlDeviceGetCurrentClocksEventReasons=missing,
+        nvmlDeviceGetTotalEnergyConsumption=unsupported,
+        nvmlDeviceGetEnforcedPowerLimit=unsupported,
     )
     monkeypatch.setitem(sys.modules, "pynvml", changed)
     state = gpu.gpu_state()
     assert isinstance(state, gpu.GpuState)
-    assert (state.slowed_by, state.joules) == (("hardware slowdown",), None)
+    assert (state.slowed_by, state.joules, state.power_limit_watts) == (("hardware slowdown",), None, None)
+    assert state.sm_mhz == 2040
 
 
 def test_a_missing_package_or_driver_is_said(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
