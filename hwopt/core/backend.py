@@ -76,6 +76,7 @@ class OperatorTime:
     name: str
     op: str
     seconds: float
+    least: float | None = None  # of single runs, where the runtime tells; its profiler costs time too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

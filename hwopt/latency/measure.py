@@ -242,7 +242,9 @@ def look_inside(candidate: Candidate) -> Inside:
             # The processor's counter says nothing of a GPU.
             energy = {"joules": None} if gpu else process.ask("energy", side=0)
     return Inside(
-        operators=tuple(OperatorTime(name=n, op=op, seconds=s) for n, op, s in found["times"]),
+        operators=tuple(
+            OperatorTime(name=n, op=op, seconds=s, least=least) for n, op, s, least in found["times"]
+        ),
         nodes=tuple(
             NodePrecision(name=n, op=op, integer=i, weighted=w, covers=tuple(c), placement=p)
             for n, op, i, w, c, p in found["nodes"]

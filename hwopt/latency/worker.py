@@ -25,7 +25,7 @@ from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.errors import HwoptError
 from hwopt.measuring.block import LEAD_IN, Call
 from hwopt.measuring.energy import joules_a_call, package_counter
-from hwopt.measuring.percentiles import sample
+from hwopt.measuring.percentiles import LEAST, sample
 from hwopt.measuring.sides import Round, Sides
 from hwopt.plugins import load_reference, resolve
 
@@ -63,9 +63,8 @@ class Worker:
             make: Callable[[], Call] = load_reference("hwopt.latency.reference:reference")
             calls.append([make()] * asked["sessions"])
             waits.append(False)
-        gaps = [asked["gap_seconds"]] * len(sides) + [None] * asked[
-            "reference"
-        ]  # the reference is always warm
+        # The reference is never paced: it is compared with what it took elsewhere.
+        gaps = [asked["gap_seconds"]] * len(sides) + [None] * asked["reference"]
         self._sides = Sides(calls, waits=waits, gaps=gaps)
         return {"steady": self._sides.steady[: len(sides)]}
 
@@ -91,6 +90,7 @@ class Worker:
                     samples=-(-asked["samples"] // share),
                     seconds=asked["seconds"] / share,
                     gap=asked["gap_seconds"] or 0.0,
+                    least=-(-LEAST // share),
                 )
         return {"seconds": times}
 
@@ -110,7 +110,7 @@ class Worker:
         times = runtime.profile(self._feeds[asked["side"]], asked["runs"])
         nodes = runtime.executed()
         return {
-            "times": [[t.name, t.op, t.seconds] for t in times],
+            "times": [[t.name, t.op, t.seconds, t.least] for t in times],
             "nodes": [[n.name, n.op, n.integer, n.weighted, list(n.covers), n.placement] for n in nodes],
             "describe": dict(runtime.describe()),
         }

@@ -25,6 +25,9 @@ STEADY_WINDOW: Final = 5
 STEADY_TOLERANCE: Final = 0.01
 STEADY_CAP_SECONDS: Final = 0.5  # or twenty blocks, where those last longer
 STEADY_CAP_BLOCKS: Final = 20
+_LONG: Final = 0.05  # seconds of a block, from where on windows of two are enough: noise averages out within
+_LONG_WINDOW: Final = 2
+_PATIENCE: Final = 10.0  # seconds for one session, whatever its blocks take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +73,16 @@ def warm_up(call: Call, n: int, *, waits: bool = False) -> bool:
     """Run until two consecutive windows of clean blocks agree within 1 %; False if the cap came first."""
     times: list[float] = []
     end, tried = time.perf_counter() + STEADY_CAP_SECONDS, 0
-    while time.perf_counter() < end or tried < STEADY_CAP_BLOCKS:
+    while time.perf_counter() < end or (tried < STEADY_CAP_BLOCKS and time.perf_counter() < end + _PATIENCE):
         found = timed(call, n, waits=waits)
         tried += 1
         if not found.clean and found.seconds * n < _SLICE:  # longer blocks are hardly ever clean
             continue
         times.append(found.seconds)
-        if len(times) >= 2 * STEADY_WINDOW:
-            before = float(np.median(times[-2 * STEADY_WINDOW : -STEADY_WINDOW]))
-            after = float(np.median(times[-STEADY_WINDOW:]))
+        window = STEADY_WINDOW if found.seconds * n < _LONG else _LONG_WINDOW
+        if len(times) >= 2 * window:
+            before = float(np.median(times[-2 * window : -window]))
+            after = float(np.median(times[-window:]))
             if abs(after / before - 1) <= STEADY_TOLERANCE:
                 return True
     return False

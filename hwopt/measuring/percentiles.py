@@ -43,14 +43,16 @@ def _binomial(n: int, k: int, p: float) -> float:
     return exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) + (n - k) * log(1 - p))
 
 
-def sample(call: Call, *, samples: int = SAMPLES, seconds: float = SECONDS, gap: float = 0.0) -> list[float]:
+def sample(
+    call: Call, *, samples: int = SAMPLES, seconds: float = SECONDS, gap: float = 0.0, least: int = LEAST
+) -> list[float]:
     """Seconds of single calls, one after the other, with a pause of ``gap`` seconds before each.
 
-    At least ``LEAST``, then until there are ``samples`` or ``seconds`` have gone by.
+    At least ``least``, then until there are ``samples`` or ``seconds`` have gone by.
     """
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < samples and (time.perf_counter() < end or len(times) < LEAST):
+    while len(times) < samples and (time.perf_counter() < end or len(times) < least):
         if gap:
             time.sleep(gap)
         start = time.perf_counter()

@@ -180,7 +180,7 @@ class OnnxRuntime:
                 key = (event["name"].removesuffix("_kernel_time"), details["op_name"])
                 seconds.setdefault(key, []).append(event["dur"] / 1e6)
         return [
-            OperatorTime(name=name, op=op, seconds=statistics.median(times[1:] or times))
+            OperatorTime(name=name, op=op, seconds=statistics.median(times[1:] or times), least=min(times))
             for (name, op), times in seconds.items()
         ]
 
