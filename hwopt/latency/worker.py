@@ -105,7 +105,7 @@ class Worker:
         }
 
     def operators(self, asked: Mapping[str, Any]) -> Answer:
-        """Mean time of each operator, by the runtime's own clock, and the precision of each."""
+        """Typical time of each operator, by the runtime's own clock, and the precision of each."""
         runtime = self._runtimes[asked["side"]][0]
         times = runtime.profile(self._feeds[asked["side"]], asked["runs"])
         nodes = runtime.executed()

@@ -177,7 +177,7 @@ def test_loadgen_agrees_or_is_asked_for(tmp_path: Path, command: Command) -> Non
     (found,) = outcome.json["loadgen"]
     assert "no MLPerf result" in found["note"]
     assert found["queries"] == 2800
-    assert found["p99_bound_ms"] is not None
+    assert found["p99_bound_ms"] >= found["p99_ms"] >= found["p50_ms"]  # certified, from enough queries
     # LoadGen's callback and log cost some µs a query, and this network takes some µs.
     assert 0.2 < found["own_ms"]["p50"] / found["p50_ms"] < 2
 
