@@ -27,8 +27,12 @@ class LayerKind(StrEnum):
     DEPTHWISE = "depthwise"
     DENSE = "dense"
     ADD = "add"
+    MULTIPLY = "multiply"  # of two activations, as in a gate
     POOL = "pool"
     GLOBAL_POOL = "global_pool"
+    CONCAT = "concat"
+    ACTIVATION = "activation"  # a function of one value that is more than a comparison
+    UPSAMPLE = "upsample"  # by repeating pixels
     OTHER = "other"
 
 
@@ -36,11 +40,30 @@ _KINDS: Final = {
     "Gemm": LayerKind.DENSE,
     "MatMul": LayerKind.DENSE,
     "Add": LayerKind.ADD,
-    "Mul": LayerKind.ADD,
+    "Mul": LayerKind.MULTIPLY,
+    "Concat": LayerKind.CONCAT,
     "MaxPool": LayerKind.POOL,
     "AveragePool": LayerKind.POOL,
     "GlobalAveragePool": LayerKind.GLOBAL_POOL,
+    **dict.fromkeys(
+        (
+            "Sigmoid",
+            "HardSigmoid",
+            "HardSwish",
+            "Tanh",
+            "LeakyRelu",
+            "PRelu",
+            "Elu",
+            "Gelu",
+            "Softplus",
+            "MultiThreshold",
+        ),
+        LayerKind.ACTIVATION,
+    ),
 }
+_VIEWS: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout")
+_QUANT: Final = ("Quant", "IntQuant", "BipolarQuant")  # of QONNX
+_SHAPED: Final = frozenset({*_QUANT, "MultiThreshold"})  # of QONNX: outputs are shaped like inputs
 # Merged into a neighbour, or a change of view that costs nothing.
 _FREE: Final = frozenset(
     {
@@ -57,10 +80,11 @@ _FREE: Final = frozenset(
         "Constant",
         "Shape",
         "Gather",
-        "Concat",
         "Cast",
         "Slice",
         "BatchNormalization",
+        "Dropout",
+        *_QUANT,
     }
 )
 
@@ -78,11 +102,15 @@ class Layer:
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)  # at the top and at the left
+    pad_after: tuple[int, int] = (0, 0)  # at the bottom and at the right
     groups: int = 1
     weight_bits: int = _FLOAT_BITS  # 32 is float
     activation_bits: int = _FLOAT_BITS  # of the input
+    out_bits: int = _FLOAT_BITS  # that the output is stored in; float where it feeds what computes in float
     macs: int = 0
     weights: int = 0
+    dynamic: bool = False  # both factors are activations
+    constant: bool = False  # an addition or multiplication of something stored, such as a bias
 
     @property
     def rows(self) -> int:
@@ -98,6 +126,11 @@ class Layer:
     def pixels(self) -> int:
         """Output positions."""
         return prod(self.out_shape[1:])
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether it has a weight matrix."""
+        return self.kind in {LayerKind.CONV, LayerKind.DEPTHWISE, LayerKind.DENSE}
 
 
 def layer_table(path: Path) -> list[Layer]:
@@ -119,8 +152,25 @@ def layers_of(model: onnx.ModelProto) -> list[Layer]:
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    model = shape_inference.infer_shapes(model, data_prop=True)
+    if any(node.op_type in _SHAPED for node in model.graph.node):
+        known = shape_inference.infer_shapes(_without_quant(model), data_prop=True).graph
+        del model.graph.output[:]
+        model.graph.output.extend(known.output)
+        model.graph.value_info.extend(known.value_info)
+    else:
+        model = shape_inference.infer_shapes(model, data_prop=True)
     return _Reader(model.graph).read()
+
+
+def _without_quant(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same shapes with operators that ONNX knows: those of QONNX leave a shape as it is."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type in _SHAPED:
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:], node.attribute[:]
+    return copy
 
 
 class _Reader:
@@ -128,6 +178,10 @@ class _Reader:
         self.graph = graph
         self.constants = {i.name: i for i in graph.initializer}
         self.maker = {output: node for node in graph.node for output in node.output}
+        self.users: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.users.setdefault(name, []).append(node)
         self.shapes: dict[str, Shape] = {}
         for value in (*graph.value_info, *graph.input, *graph.output):
             dims = value.type.tensor_type.shape.dim
@@ -149,8 +203,10 @@ class _Reader:
             weight = self.shape(node.input[1])
             depthwise = weight[1] == 1 and _attribute(node, "group", 1) == weight[0] > 1
             return LayerKind.DEPTHWISE if depthwise else LayerKind.CONV
-        if node.op_type in _FREE:
+        if node.op_type in _FREE or (node.op_type == "Concat" and not list(self.data_inputs(node))):
             return None
+        if node.op_type == "Resize" and _attribute(node, "mode", b"nearest") == b"nearest":
+            return LayerKind.UPSAMPLE
         return _KINDS.get(node.op_type, LayerKind.OTHER)
 
     def shape(self, name: str) -> Shape:
@@ -170,7 +226,7 @@ class _Reader:
             fields = {
                 "kernel": _pair(weight[2:], 1),
                 "stride": _pair(_attribute(node, "strides", [1]), 1),
-                "padding": _padding(node),
+                **_pads(node),
                 "groups": _attribute(node, "group", 1),
                 "macs": prod(weight[1:]) * prod(out_shape),
                 "weights": prod(weight),
@@ -184,10 +240,13 @@ class _Reader:
             fields = {
                 "kernel": _pair(kernel, 1),
                 "stride": _pair(_attribute(node, "strides", [1] * len(kernel)), 1),
-                "padding": _padding(node),
+                **_pads(node),
                 "groups": in_shape[0],
             }
+        elif node.op_type in {"ConvTranspose", "Einsum"}:
+            fields = {"macs": self.products(node)}
         weighted = "weights" in fields
+        stored = [not self.is_activation(name) for name in node.input[:2]]
         return Layer(
             name=node.name or node.output[0],
             op=node.op_type,
@@ -196,13 +255,34 @@ class _Reader:
             in_shape=in_shape,
             out_shape=out_shape,
             weight_bits=self.bits(node.input[1]) if weighted else _FLOAT_BITS,
-            activation_bits=self.bits(node.input[0]),
+            activation_bits=self.bits(node.input[0] if not stored[0] else node.input[-1]),
+            out_bits=self.bits_after(node.output[0]),
+            dynamic=weighted and not stored[1],
+            constant=kind in {LayerKind.ADD, LayerKind.MULTIPLY} and any(stored),
             **fields,
         )
 
     def data_inputs(self, node: onnx.NodeProto) -> Iterable[str]:
-        count = 2 if node.op_type in {"Add", "Mul"} else 1
-        return [name for name in node.input[:count] if name not in self.constants]
+        count = {"Add": 2, "Mul": 2, "Concat": len(node.input)}.get(node.op_type, 1)
+        return [name for name in node.input[:count] if self.is_activation(name)]
+
+    def is_activation(self, name: str) -> bool:
+        """Whether a tensor depends on the network's input, and is not stored in the file."""
+        while (node := self.maker.get(name)) is not None:
+            if node.op_type == "Constant" or not node.input:
+                return False
+            name = node.input[0]
+        return name not in self.constants
+
+    def products(self, node: onnx.NodeProto) -> int:
+        """Multiply-accumulates of the operators that no cost model prices so far."""
+        if node.op_type == "ConvTranspose":
+            return prod(self.shape(node.input[1])) * prod(_without_batch(self.shape(node.input[0]))[1:])
+        terms = _attribute(node, "equation", b"").decode().replace(" ", "").partition("->")[0].split(",")
+        sizes: dict[str, int] = {}
+        for term, name in zip(terms, node.input, strict=False):
+            sizes |= dict(zip(term, self.shape(name), strict=False))
+        return prod(sizes.values()) if len(terms) > 1 else 0
 
     def source(self, name: str) -> str:
         """The layer that a tensor comes from, through free operators; the empty string is the input."""
@@ -217,6 +297,8 @@ class _Reader:
         node = self.maker.get(name)
         while node is not None and node.op_type in {"Reshape", "Flatten", "Transpose", "MaxPool", "Identity"}:
             node = self.maker.get(node.input[0])
+        if node is not None and node.op_type in _QUANT:
+            return self.quant_bits(node)
         if node is None or node.op_type != "DequantizeLinear":
             return _FLOAT_BITS
         stored = self.constants.get(node.input[0])
@@ -231,9 +313,39 @@ class _Reader:
             scale = float(numpy_helper.to_array(self.constants[quantize.input[1]]))
             codes = round((ends[1] - ends[0]) / scale) + 1
             bits = max(1, int(np.ceil(np.log2(codes))))
-            container = numpy_helper.to_array(self.constants[quantize.input[2]]).dtype.itemsize * 8
-            return min(bits, container)
-        return int(numpy_helper.to_array(self.constants[quantize.input[2]]).dtype.itemsize * 8)
+            return min(bits, self.container(quantize))
+        return self.container(quantize)
+
+    def container(self, quantize: onnx.NodeProto) -> int:
+        """Width of the integers that a QuantizeLinear gives."""
+        if len(quantize.input) < 3 or quantize.input[2] not in self.constants:
+            return 8  # uint8 is what ONNX takes without a zero point
+        stored = self.constants[quantize.input[2]]
+        four = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+        return 4 if stored.data_type in four else numpy_helper.to_array(stored).dtype.itemsize * 8
+
+    def quant_bits(self, node: onnx.NodeProto) -> int:
+        """Width that a QONNX node rounds to."""
+        if node.op_type == "BipolarQuant":
+            return 1
+        return (
+            int(numpy_helper.to_array(self.constants[node.input[3]])) if len(node.input) > 3 else _FLOAT_BITS
+        )
+
+    def bits_after(self, name: str) -> int:
+        """Width of an output as it is stored: of the first quantizer behind it, else float."""
+        for _ in range(8):  # as many free operators may stand between
+            followers = self.users.get(name, [])
+            for node in followers:
+                if node.op_type in _QUANT:
+                    return self.quant_bits(node)
+                if node.op_type == "QuantizeLinear":
+                    pair = next(iter(self.users.get(node.output[0], [])), None)
+                    return _FLOAT_BITS if pair is None else self.bits(pair.output[0])
+            if len(followers) != 1 or followers[0].op_type not in {"Relu", "Clip", *_VIEWS}:
+                return _FLOAT_BITS
+            name = followers[0].output[0]
+        return _FLOAT_BITS
 
 
 def _bits_of(codes: Any) -> int:
@@ -256,9 +368,10 @@ def _pair(values: Sequence[int], missing: int) -> tuple[int, int]:
     return (values[0], values[1]) if len(values) == 2 else (missing, values[-1])
 
 
-def _padding(node: onnx.NodeProto) -> tuple[int, int]:
+def _pads(node: onnx.NodeProto) -> dict[str, tuple[int, int]]:
     pads = _attribute(node, "pads", [0, 0])
-    return _pair(pads[: len(pads) // 2], 0)
+    half = len(pads) // 2
+    return {"padding": _pair(pads[:half], 0), "pad_after": _pair(pads[half:], 0)}
 
 
 def _as_planes(shape: Shape, kind: LayerKind) -> Shape:

@@ -47,6 +47,7 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
         "torch-compile": "hwopt.backends.torch.spec:COMPILED",
         "torch-cuda": "hwopt.backends.torch.spec:CUDA",
         "tensorrt-rtx": "hwopt.backends.tensorrt_rtx.spec:SPEC",
+        "fpga-emulation": "hwopt.backends.emulation.spec:SPEC",
     },
     "model": {
         "mlp": "hwopt.models.zoo:MLP",

@@ -76,12 +76,14 @@ def test_fpga_rows_are_estimates(digits_run: DigitsRun, candidate: str) -> None:
     assert row["tier"] == "estimated"
     assert row["details"]["fits"] is True
     fpga = row["details"]["fpga"]
-    for name in ("lut", "dsp", "bram18"):
+    for name in ("lut", "dsp", "bram"):
         use = fpga["resources"][name]
         assert use["estimate"] <= use["high"] <= use["usable"]
     assert row["latency_ms"]["p50"] == pytest.approx(fpga["cycles"] / 200e3, rel=1e-3)
     assert row["agreement"] >= 0.995
     assert row["speedup"] is None
+    emulation = row["details"]["evaluation"]["emulation"]
+    assert emulation["identical"] == emulation["samples"] > 0
 
 
 def test_absent_gpu_says_why(digits_run: DigitsRun) -> None:

@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "export": ("write a checkpoint as ONNX", "hwopt.cli.single:export"),
     "check": ("look at a model, and whether a device's compiler takes it", "hwopt.cli.check:check"),
     "predict": ("how fast a model would be on a device that is not here", "hwopt.cli.predict:predict"),
+    "fpga": ("what a model costs on an FPGA, and proof of it", "hwopt.cli.fpga:fpga"),
     "bench": ("measure ONNX models against each other", "hwopt.cli.bench:bench"),
     "report": ("render a run as HTML, Markdown, JSON or CSV", "hwopt.cli.report:report"),
     "track": ("hand a run to TensorBoard, MLflow or Weights & Biases", "hwopt.cli.track:track"),

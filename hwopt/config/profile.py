@@ -37,6 +37,7 @@ class _Head(Settings):
     model: object
     train: object = {}
     benchmark: object = {}
+    estimate: object = {}
     candidates: object
     targets: object
     requirements: object = ()
@@ -64,6 +65,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         model = reader.choice("model", value.get("model")) if "model" in value else None
         source = reader.section("train", value.get("train", {}))
     benchmark = reader.section("benchmark", value.get("benchmark", {}))
+    estimate = reader.section("estimate", value.get("estimate", {}))
     candidates = reader.candidates(value["candidates"]) if "candidates" in value else ()
     targets = reader.targets(value["targets"]) if "targets" in value else ()
     requirements = reader.requirements(value.get("requirements", []), targets)
@@ -72,6 +74,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
     if value.get("compare") is not None:
         race = validate(RaceSettings, value["compare"], document, ("compare",), problems)
     if problems or head is None or data is None or model is None or source is None or benchmark is None:
+        raise ConfigError.of(problems)
+    if estimate is None:
         raise ConfigError.of(problems)
     return PipelineProfile(
         path=path,
@@ -84,6 +88,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         model_where=document.where(("model",), key=True),
         source=source,
         benchmark=benchmark.config,
+        estimate=estimate.config,
         candidates=candidates,
         targets=targets,
         requirements=requirements,

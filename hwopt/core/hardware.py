@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from hwopt.core.canonical import JSON, digest_of
+from hwopt.core.fpga import FpgaFabric
 from hwopt.core.settings import Settings
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -210,29 +211,6 @@ class Pruning(Settings):
 
     channel_multiple: PositiveInt = 1
     least_channels: PositiveInt = 1
-
-
-class DspPacking(Settings):
-    """Multiply-accumulates that one DSP block does in a cycle at given operand widths."""
-
-    weight_bits: PositiveInt  # up to and including
-    activation_bits: PositiveInt
-    macs: PositiveInt
-
-
-class FpgaFabric(Settings):
-    """What there is to build with, and how much of it may be used."""
-
-    part: str
-    clock_mhz: PositiveFloat
-    lut: PositiveInt
-    ff: PositiveInt | None = None  # null where no source confirms it
-    dsp: PositiveInt
-    bram18: PositiveInt
-    uram: Annotated[int, Field(ge=0)] | None = None
-    dsp_packing: tuple[DspPacking, ...]  # the first entry wide enough wins
-    usable: dict[Literal["lut", "ff", "dsp", "bram18", "uram"], Annotated[float, Field(gt=0, le=1)]]
-    max_stream_bits: PositiveInt = 36  # widest weight stream of one processing element
 
 
 class HardwareProfile(Settings):

@@ -96,6 +96,7 @@ class PipelineProfile:
     model_where: str
     source: Link  # the step that gives the float model: train, or read for an ONNX file
     benchmark: Settings
+    estimate: Settings  # how networks are laid out on FPGA targets
     candidates: tuple[Candidate, ...]
     targets: tuple[Target, ...]
     requirements: tuple[Requirement, ...]

@@ -24,6 +24,7 @@ from hwopt.planning.availability import AUTO, Available, World, available
 from hwopt.plugins import did_you_mean, installed_version, provider_version, resolve, table
 
 IMPLICIT_BASELINE: Final = "fp32"
+EMULATION: Final = "fpga-emulation"  # the runtime of what is designed and not built
 
 
 def plan(profile: PipelineProfile, world: World) -> Plan:
@@ -103,6 +104,11 @@ class _Builder:
                     hardware = target.hardware or self.world.host_profile
                     for text, fix in spec.check(link.config, hardware) if hardware else []:
                         found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
+        estimate: StageSpec = resolve("stage", "estimate")
+        for target in self.profile.targets:
+            for text, fix in estimate.check(self.profile.estimate, target.hardware):
+                where = self.profile.where("estimate")
+                found[(text, where)] = Problem(problem=text, where=where, fix=fix)
         return list(found.values())
 
     def teacher_problems(self, candidate: Candidate, link: Link) -> list[tuple[str, str]]:
@@ -194,7 +200,7 @@ class _Builder:
         emulated = hardware.kind is DeviceKind.FPGA
         place = f"{candidate.name} on {target.name}"
         evaluations: dict[str, str] = {}
-        for runtime in here.among or ("onnxruntime" if emulated else here.runtime or "",):
+        for runtime in here.among or (EMULATION if emulated else here.runtime or "",):
             evaluate = self.evaluate_config(candidate, runtime, emulated, here)
             label = f"evaluate {place}" + (f" in {runtime}" if here.among else "")
             sources = {"model": model, **twins}
@@ -204,9 +210,8 @@ class _Builder:
         if here.among:
             row = replace(row, evaluations=evaluations)
         if emulated:
-            done = self.add(
-                "estimate", f"estimate {place}", NoOptions(), hardware, {"model": model}, target.where
-            )
+            wish = self.profile.estimate
+            done = self.add("estimate", f"estimate {place}", wish, hardware, {"model": model}, target.where)
             steps.append(self.steps[done.step])
         elif here.latency:
             several = here.among if len(here.among) > 1 else ()

@@ -18,7 +18,12 @@ INTEGER: Final = "int8"
 OTHER: Final = "other"
 CONVERT: Final = "convert"  # between float and integer
 _LANES: Final = 16  # output channels are computed in groups of so many
-_NAMES: Final = {LayerKind.GLOBAL_POOL: "pool", LayerKind.OTHER: OTHER}
+_NAMES: Final = {
+    LayerKind.GLOBAL_POOL: "pool",
+    LayerKind.MULTIPLY: "add",
+    LayerKind.ACTIVATION: OTHER,
+    LayerKind.UPSAMPLE: OTHER,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,8 @@ def kernels(model: onnx.ModelProto, batch: int = 1) -> list[Kernel]:
     """
     _check(model, batch)
     layers = layers_of(copy.deepcopy(model))
-    found = [_kernel(layer, batch) for layer in layers]
+    # Concatenation is a choice of where its inputs are written.
+    found = [_kernel(layer, batch) for layer in layers if layer.kind is not LayerKind.CONCAT]
     return found + _conversions(layers, batch)
 
 

@@ -23,7 +23,7 @@ class EvaluateConfig(Settings):
 
 SPEC: Final = StageSpec(
     name="evaluate",
-    version=4,
+    version=5,
     summary="accuracy, agreement with the torch network, executed precision",
     config=EvaluateConfig,
     run="hwopt.stages.evaluate.run:run",

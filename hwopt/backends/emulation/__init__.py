@@ -1,0 +1,1 @@
+"""The arithmetic of an FPGA design, emulated bit by bit."""

@@ -1,0 +1,1 @@
+"""What a network costs on an FPGA: cycles, resources, energy, and whether it fits."""

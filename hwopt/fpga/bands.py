@@ -1,0 +1,46 @@
+"""How far designs that were built lie from the formulas: the intervals that every estimate carries.
+
+The figures are residuals on published designs, made by ``python -m benchmarks.fpga cases`` and listed one by
+one in docs/results/fpga.md. Nothing is fitted to a single design.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from hwopt.core.measurement import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Truth over estimate: ``low`` to ``high`` holds nine designs of ten."""
+
+    low: float
+    high: float
+
+    def around(self, estimate: float) -> Interval:
+        """The interval of an estimate."""
+        return Interval(estimate, estimate * self.low, estimate * self.high)
+
+
+EXACT: Final = Band(1.0, 1.0)
+LATENCY: Final = Band(0.88, 1.20)  # of a streaming design with its host
+OVERLAY: Final = Band(0.85, 1.20)  # of an overlay's frame time
+RESOURCES: Final = {
+    "finn": {"lut": Band(0.6, 1.7), "ff": Band(0.6, 1.7)},
+    "hls4ml": {"lut": Band(0.45, 2.2), "ff": Band(0.45, 2.2), "dsp": Band(0.95, 1.05)},
+    "fpgaconvnet": {"lut": Band(0.5, 2.0), "ff": Band(0.5, 2.0), "dsp": Band(0.95, 1.05)},
+    "unrolled": {"lut": Band(0.95, 1.05), "ff": Band(0.95, 1.05)},
+    "unrolled without da4ml": {"lut": Band(0.5, 1.5), "ff": Band(0.5, 1.5)},
+}
+
+
+def of(flow: str, name: str) -> Band:
+    """The band of one resource; what follows from the mapping alone is exact."""
+    return RESOURCES.get(flow, {}).get(name, EXACT)
+
+
+def upper(name: str, flow: str = "finn") -> float:
+    """Factor of the upper end."""
+    return of(flow, name).high

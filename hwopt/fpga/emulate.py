@@ -1,0 +1,406 @@
+"""Run a quantized ONNX file in the arithmetic of an FPGA: integers and shifts, bit by bit.
+
+Nothing is computed in floating point that could round: every tensor is an integer mantissa with a power of
+two, exactly as accumulators, shifts and clamps of the circuit hold it. What a runtime computes with Q/DQ
+pairs in float32 is an approximation of this; the two are compared, not assumed equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import helper, numpy_helper
+
+from hwopt.errors import ConfigError, StageFailedError
+
+Int = npt.NDArray[np.int64]
+_EXACT: Final = 2**53  # products are summed in float64, which holds every integer up to here
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Values ``m·2^e/d``: mantissas of any shape, exponents that broadcast to them, one divisor."""
+
+    m: Int
+    e: Int
+    d: int = 1
+
+    def value(self) -> npt.NDArray[np.float64]:
+        """As float64."""
+        found: npt.NDArray[np.float64] = np.ldexp(self.m.astype(np.float64), self.e.astype(np.int32)) / self.d
+        return found
+
+
+Attributes = Mapping[str, Any]
+Operator = Callable[[list[Any], Attributes], Any]
+
+
+class Circuit:
+    """A quantized model as integer arithmetic.
+
+    Raises:
+        ConfigError: a scale is no power of two, an operator has no integer arithmetic here, or a tensor that
+            is not quantized enters a product.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.graph = onnx.load(path).graph
+        stored = {i.name for i in self.graph.initializer}
+        inputs = [value for value in self.graph.input if value.name not in stored]
+        if len(inputs) != 1:
+            raise ConfigError(f"the model has {len(inputs)} inputs, and the emulation feeds one")
+        self.input = inputs[0].name
+        self.shape = tuple(
+            d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim
+        )
+        self.constants: dict[str, Any] = {i.name: numpy_helper.to_array(i) for i in self.graph.initializer}
+        missing = sorted({n.op_type for n in self.graph.node} - set(_OPERATORS))
+        if missing:
+            raise ConfigError(
+                f"no integer arithmetic for {', '.join(missing)}",
+                fix="quantize a model of convolutions, linear layers, pooling, sums and ReLU for an FPGA profile",
+            )
+
+    def run(self, x: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:
+        """Outputs of a batch of float inputs, which the first quantizer takes in."""
+        values: dict[str, Any] = {**self.constants, self.input: x}
+        left = {name: 0 for node in self.graph.node for name in node.input}
+        for node in self.graph.node:
+            for name in node.input:
+                left[name] += 1
+        outputs = {value.name for value in self.graph.output}
+        for node in self.graph.node:
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            taken = [values[name] if name else None for name in node.input]
+            try:
+                values[node.output[0]] = _OPERATORS[node.op_type](taken, attributes)
+            except _NotExactError as error:
+                raise ConfigError(
+                    f"{node.op_type} {node.name or node.output[0]}: {error}", fix=error.fix
+                ) from None
+            for name in node.input:
+                left[name] -= 1
+                if not left[name] and name not in outputs and name not in self.constants:
+                    values.pop(name, None)
+        return [_as_float(values[value.name]) for value in self.graph.output]
+
+
+class _NotExactError(Exception):
+    def __init__(self, text: str, fix: str | None = None) -> None:
+        super().__init__(text)
+        self.fix = fix
+
+
+def _as_float(value: Any) -> npt.NDArray[np.float64]:
+    return value.value() if isinstance(value, Fixed) else np.asarray(value, np.float64)
+
+
+def exponent_of(scale: npt.ArrayLike) -> Int:
+    """The powers of two that scales are.
+
+    Raises:
+        _NotExactError: one is not.
+    """
+    mantissa, exponent = np.frexp(np.asarray(scale, np.float64))
+    if not (mantissa == 0.5).all():
+        worst = float(np.asarray(scale).ravel()[int(np.argmax(mantissa.ravel() != 0.5))])
+        raise _NotExactError(
+            f"the scale {worst:g} is no power of two, and a shift cannot apply it",
+            "quantize for an FPGA profile, whose scales are powers of two",
+        )
+    return (exponent - 1).astype(np.int64)
+
+
+def divide_half_even(m: Int, divisor: Int | int) -> Int:
+    """``m / divisor`` rounded to the nearest integer, ties to even."""
+    quotient, rest = np.floor_divide(m, divisor), np.mod(m, divisor)
+    twice = 2 * rest
+    up = (twice > divisor) | ((twice == divisor) & (quotient % 2 != 0))
+    rounded: Int = quotient + up
+    return rounded
+
+
+def _along(values: Int, axis: int, ndim: int) -> Int:
+    """Per-channel values in the shape that broadcasts along ``axis``."""
+    if values.ndim == 0:
+        return values
+    shape = [1] * ndim
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _quantize(taken: list[Any], attributes: Attributes) -> Any:
+    x, scale = taken[0], taken[1]
+    zero = taken[2] if len(taken) > 2 else np.uint8(0)
+    kind = np.asarray(zero).dtype
+    e = _along(
+        exponent_of(scale), int(attributes.get("axis", 1)), np.ndim(x.m if isinstance(x, Fixed) else x)
+    )
+    if isinstance(x, Fixed):
+        shift = x.e - e  # the code is m·2^shift / d
+        left = np.maximum(shift, 0)
+        codes = divide_half_even(x.m << left, x.d * (np.int64(1) << np.maximum(-shift, 0)))
+    else:
+        codes = np.rint(np.ldexp(np.asarray(x, np.float64), (-e).astype(np.int32))).astype(np.int64)
+    low, high = _range(kind)
+    return _Codes(np.clip(codes + np.asarray(zero).astype(np.int64), low, high))
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """Integers between a quantizer and its dequantizer."""
+
+    values: Int
+
+
+def _range(kind: np.dtype[Any]) -> tuple[int, int]:
+    name = kind.name
+    bits = int("".join(c for c in name if c.isdigit()))
+    return (0, 2**bits - 1) if name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _dequantize(taken: list[Any], attributes: Attributes) -> Fixed:
+    stored = taken[0].values if isinstance(taken[0], _Codes) else np.asarray(taken[0]).astype(np.int64)
+    axis = int(attributes.get("axis", 1))
+    zero = np.asarray(taken[2]).astype(np.int64) if len(taken) > 2 and taken[2] is not None else np.int64(0)
+    if attributes.get("block_size"):
+        raise _NotExactError("scales of blocks have no shift each", "quantize with one scale a channel")
+    e = _along(exponent_of(taken[1]), axis, stored.ndim)
+    return Fixed(stored - _along(np.asarray(zero), axis, stored.ndim), e)
+
+
+def _exact(x: Any, op: str) -> Fixed:
+    if not isinstance(x, Fixed):
+        raise _NotExactError(f"an input of {op} is not quantized", "quantize every layer of the model")
+    if x.d != 1:
+        raise _NotExactError(f"an average enters {op} unrounded", "put a quantizer behind the average")
+    return x
+
+
+def _one_exponent(x: Fixed) -> Fixed:
+    """The same values with a single exponent, the least of them."""
+    if x.e.size == 1:
+        return Fixed(x.m, x.e.reshape(()), x.d)
+    least = x.e.min()
+    return Fixed(x.m << (x.e - least), np.asarray(least), x.d)
+
+
+def _checked(product: npt.NDArray[np.float64]) -> Int:
+    if product.size and np.abs(product).max() >= _EXACT:
+        raise StageFailedError("an accumulator passes 53 bits", fix="quantize to fewer bits")
+    return product.astype(np.int64)
+
+
+def _bias(total: Fixed, bias: Any, axis: int) -> Fixed:
+    if bias is None:
+        return total
+    if not isinstance(bias, Fixed):
+        raise _NotExactError("the bias is a float", "quantize with bias: int32")
+    e = np.asarray(bias.e).reshape(-1) if bias.e.size > 1 else bias.e.reshape(())
+    summand = Fixed(_along(bias.m, axis, total.m.ndim), _along(e, axis, total.m.ndim))
+    return _sum(total, summand)
+
+
+def _sum(a: Fixed, b: Fixed) -> Fixed:
+    e = np.minimum(a.e, b.e)
+    return Fixed((a.m << (a.e - e)) + (b.m << (b.e - e)), e)
+
+
+def _conv(taken: list[Any], attributes: Attributes) -> Fixed:
+    x, w = _one_exponent(_exact(taken[0], "Conv")), _exact(taken[1], "Conv")
+    dims = x.m.ndim - 2
+    pads = list(attributes.get("pads", [0] * 2 * dims))
+    if attributes.get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}:
+        raise _NotExactError("auto_pad is not read", "export with explicit pads")
+    widths = [(0, 0), (0, 0), *zip(pads[:dims], pads[dims:], strict=True)]
+    padded = torch.from_numpy(np.pad(x.m, widths).astype(np.float64))
+    weight = torch.from_numpy(w.m.astype(np.float64))
+    convolve = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}[dims]
+    found = convolve(
+        padded,
+        weight,
+        stride=tuple(attributes.get("strides", [1] * dims)),
+        dilation=tuple(attributes.get("dilations", [1] * dims)),
+        groups=int(attributes.get("group", 1)),
+    )
+    e = x.e + (_along(w.e.reshape(-1), 1, x.m.ndim) if w.e.size > 1 else w.e.reshape(()))
+    return _bias(Fixed(_checked(found.numpy()), e), taken[2] if len(taken) > 2 else None, 1)
+
+
+def _product(x: Fixed, w: Fixed, axis: int) -> Fixed:
+    """``x @ w`` with weights whose scales run along ``axis`` of w."""
+    x = _one_exponent(x)
+    if w.e.size > 1 and w.e.shape[axis] == 1:
+        w = _one_exponent(w)  # scales along the sum cannot leave it
+    found = _checked(x.m.astype(np.float64) @ w.m.astype(np.float64))
+    return Fixed(found, x.e + (w.e.reshape(-1) if w.e.size > 1 else w.e.reshape(())))
+
+
+def _gemm(taken: list[Any], attributes: Attributes) -> Fixed:
+    if (
+        attributes.get("alpha", 1.0) != 1.0
+        or attributes.get("beta", 1.0) != 1.0
+        or attributes.get("transA", 0)
+    ):
+        raise _NotExactError("alpha, beta or transA are set", "export a plain linear layer")
+    x, w = _exact(taken[0], "Gemm"), _exact(taken[1], "Gemm")
+    if attributes.get("transB", 0):
+        w = Fixed(w.m.T, w.e.T if w.e.ndim == 2 else w.e)
+    return _bias(_product(x, w, 1), taken[2] if len(taken) > 2 else None, 1)
+
+
+def _matmul(taken: list[Any], attributes: Attributes) -> Fixed:
+    return _product(_exact(taken[0], "MatMul"), _exact(taken[1], "MatMul"), -1)
+
+
+def _add(taken: list[Any], attributes: Attributes) -> Fixed:
+    return _sum(_exact(taken[0], "Add"), _exact(taken[1], "Add"))
+
+
+def _mul(taken: list[Any], attributes: Attributes) -> Fixed:
+    a, b = _exact(taken[0], "Mul"), _exact(taken[1], "Mul")
+    return Fixed(a.m * b.m, a.e + b.e)
+
+
+def _relu(taken: list[Any], attributes: Attributes) -> Fixed:
+    x = taken[0]
+    if not isinstance(x, Fixed):
+        raise _NotExactError("the input of Relu is not quantized", "quantize every layer of the model")
+    return Fixed(np.maximum(x.m, 0), x.e, x.d)
+
+
+def _clip(taken: list[Any], attributes: Attributes) -> Any:
+    x = taken[0]
+    bounds = (
+        [*taken[1:3], None, None][:2] if len(taken) > 1 else [attributes.get("min"), attributes.get("max")]
+    )
+    ends = [None if b is None else float(_as_float(b)) for b in bounds]
+    if not isinstance(x, Fixed):  # the network's input, before its quantizer
+        return np.clip(x, -np.inf if ends[0] is None else ends[0], np.inf if ends[1] is None else ends[1])
+    finest = x.e
+    for end in ends:
+        if end not in {None, 0.0} and np.isfinite(end):
+            finest = np.minimum(finest, _lowest_bit(end))
+    m = x.m << (x.e - finest)
+    for end, keep in zip(ends, (np.maximum, np.minimum), strict=True):
+        if end is not None and np.isfinite(end):
+            bound = np.ldexp(end, (-finest).astype(np.int32)).astype(np.int64) * x.d
+            m = keep(m, bound)
+    return Fixed(m, finest, x.d)
+
+
+def _lowest_bit(value: float) -> int:
+    """Exponent of the last bit of a float.
+
+    Raises:
+        _NotExactError: it needs more than 20 bits behind the point.
+    """
+    for e in range(0, -21, -1):
+        if float(np.ldexp(value, -e)).is_integer():
+            return e
+    raise _NotExactError(f"the bound {value!r} has no short binary form", "clip at a multiple of 2^-20")
+
+
+def _max_pool(taken: list[Any], attributes: Attributes) -> Fixed:
+    x = _one_exponent(_exact(taken[0], "MaxPool"))
+    windows = _windows(x.m, attributes, fill=np.iinfo(np.int64).min)
+    return Fixed(windows.max(axis=tuple(range(-(x.m.ndim - 2), 0))), x.e)
+
+
+def _windows(m: Int, attributes: Attributes, fill: int) -> Int:
+    """Windows of a pooling: shape of the output, then of the kernel."""
+    dims = m.ndim - 2
+    kernel = list(attributes["kernel_shape"])
+    pads = list(attributes.get("pads", [0] * 2 * dims))
+    if attributes.get("ceil_mode", 0) or any(d != 1 for d in attributes.get("dilations", [1])):
+        raise _NotExactError("ceil_mode and dilations of a pooling are not emulated")
+    widths = [(0, 0), (0, 0), *zip(pads[:dims], pads[dims:], strict=True)]
+    padded = np.pad(m, widths, constant_values=fill)
+    found = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=tuple(range(2, 2 + dims)))
+    strides = attributes.get("strides", [1] * dims)
+    index = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
+    windows: Int = found[index]
+    return windows
+
+
+def _average_pool(taken: list[Any], attributes: Attributes) -> Fixed:
+    x = _one_exponent(_exact(taken[0], "AveragePool"))
+    dims = x.m.ndim - 2
+    axes = tuple(range(-dims, 0))
+    total = _windows(x.m, attributes, fill=0).sum(axis=axes)
+    if any(attributes.get("pads", [])) and not attributes.get("count_include_pad", 0):
+        raise _NotExactError("averages over windows of unequal size are not emulated", "count the padding")
+    return Fixed(total, x.e, int(np.prod(attributes["kernel_shape"])))
+
+
+def _global_average(taken: list[Any], attributes: Attributes) -> Fixed:
+    x = _one_exponent(_exact(taken[0], "GlobalAveragePool"))
+    axes = tuple(range(2, x.m.ndim))
+    return Fixed(x.m.sum(axis=axes, keepdims=True), x.e, int(np.prod(x.m.shape[2:])))
+
+
+def _concat(taken: list[Any], attributes: Attributes) -> Fixed:
+    sides = [_one_exponent(_exact(x, "Concat")) for x in taken]
+    least = min(int(s.e) for s in sides)
+    joined = np.concatenate([s.m << (int(s.e) - least) for s in sides], axis=int(attributes["axis"]))
+    return Fixed(joined, np.asarray(least, np.int64))
+
+
+def _viewed(change: Callable[[Any, list[Any], Attributes], Any]) -> Operator:
+    def apply(taken: list[Any], attributes: Attributes) -> Any:
+        x = taken[0]
+        if isinstance(x, Fixed):
+            x = _one_exponent(x)
+            return Fixed(change(x.m, taken[1:], attributes), x.e, x.d)
+        if isinstance(x, _Codes):
+            return _Codes(change(x.values, taken[1:], attributes))
+        return change(np.asarray(x), taken[1:], attributes)
+
+    return apply
+
+
+def _reshape(x: Any, more: list[Any], attributes: Attributes) -> Any:
+    shape = [int(n) for n in more[0]]
+    if not attributes.get("allowzero", 0):
+        shape = [x.shape[i] if n == 0 else n for i, n in enumerate(shape)]
+    return x.reshape(shape)
+
+
+def _flatten(x: Any, more: list[Any], attributes: Attributes) -> Any:
+    axis = int(attributes.get("axis", 1))
+    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+
+
+def _squeeze(x: Any, more: list[Any], attributes: Attributes) -> Any:
+    return np.squeeze(x, tuple(int(a) for a in more[0]) if more else None)
+
+
+_OPERATORS: Final[dict[str, Operator]] = {
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Add": _add,
+    "Mul": _mul,
+    "Relu": _relu,
+    "Clip": _clip,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": _global_average,
+    "Concat": _concat,
+    "Reshape": _viewed(_reshape),
+    "Flatten": _viewed(_flatten),
+    "Squeeze": _viewed(_squeeze),
+    "Unsqueeze": _viewed(lambda x, more, a: np.expand_dims(x, tuple(int(i) for i in more[0]))),
+    "Transpose": _viewed(lambda x, more, a: np.transpose(x, a.get("perm"))),
+    "Identity": _viewed(lambda x, more, a: x),
+    "Constant": lambda taken, a: numpy_helper.to_array(a["value"]),
+}

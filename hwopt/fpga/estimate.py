@@ -1,0 +1,250 @@
+"""From a table of layers to a design: one interface for all layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from math import prod
+from operator import add
+from pathlib import Path
+from typing import Final
+
+from hwopt.core.fpga import Flow, FpgaFabric, Layout, Overlay
+from hwopt.errors import ConfigError, StageFailedError
+from hwopt.fpga import bands, circuits, overlay
+from hwopt.fpga.design import NAMES, Design, Resources, Unit, needs, usable
+from hwopt.fpga.flows import Fold, units_of
+from hwopt.fpga.search import Found, search
+from hwopt.fpga.simulate import simulate
+from hwopt.fpga.unrolled import unrolled
+from hwopt.layer_table import Layer, layer_table, unsupported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What kind of design is asked for."""
+
+    layout: Layout = Layout.STREAMING
+    flow: Flow = Flow.FINN
+    frames_per_second: float | None = None  # least resources that reach it; None: least latency that fits
+    folds: Mapping[str, Fold] = field(default_factory=dict)  # given foldings: nothing is searched
+    overlay: str | None = None  # name of an overlay of the device; None is its first
+    cores: int | None = None  # of the overlay; None is all it has
+    clock_mhz: float | None = None
+
+
+def estimate(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple[Design, Found | None]:
+    """A design, and for a streaming one what the search saw.
+
+    Raises:
+        StageFailedError: layers that are float, or have no circuit here, by name.
+        ConfigError: the device has no such overlay, or a folding is illegal.
+    """
+    check(layers)
+    if wish.clock_mhz is not None:
+        fabric = fabric.model_copy(update={"clock_mhz": wish.clock_mhz})
+    if wish.layout not in _LAYOUTS:
+        raise ConfigError(
+            f"the {wish.layout} layout is wired from the weights themselves",
+            fix="give a quantized model, without --bits and --keep",
+        )
+    return _LAYOUTS[wish.layout](layers, fabric, wish)
+
+
+def estimate_model(path: Path, fabric: FpgaFabric, wish: Wish) -> tuple[Design, Found | None]:
+    """The same of a quantized ONNX file; the unrolled layout is wired from its weights."""
+    if wish.layout is Layout.UNROLLED:
+        return unrolled(path, fabric, wish.clock_mhz), None
+    return estimate(layer_table(path), fabric, wish)
+
+
+def check(layers: Sequence[Layer]) -> None:
+    """Refuse what has no circuit: unknown operators, products of two activations, float layers."""
+    strange = {op: list(names) for op, names in unsupported(layers).items()}
+    for layer in layers:
+        if layer.dynamic:
+            strange.setdefault(f"{layer.op} of two activations", []).append(layer.name)
+    if strange:
+        raise StageFailedError(
+            "no circuit for " + "; ".join(f"{op} ({_some(names)})" for op, names in sorted(strange.items())),
+            fix="replace these operators, cut the model before them, or choose another target",
+        )
+    floats = [x.name for x in layers if x.is_weighted and max(x.weight_bits, x.activation_bits) > 16]
+    if floats:
+        raise StageFailedError(
+            f"{len(floats)} layers have float weights or inputs: {_some(floats)}; an FPGA computes with "
+            "integers of 1 to 16 bits",
+            fix="quantize the model for this target first, or say what it would be quantized to: --bits W:A",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def with_bits(layers: Sequence[Layer], weight_bits: int, activation_bits: int) -> list[Layer]:
+    """The same network at other widths: what it would cost, not how well it would do.
+
+    Raises:
+        ConfigError: widths outside 1 to 16.
+    """
+    for name, bits in (("weight", weight_bits), ("activation", activation_bits)):
+        if not 1 <= bits <= 16:
+            raise ConfigError(f"{bits} {name} bits are out of range", fix="choose 1 to 16")
+    return [
+        replace(
+            layer,
+            weight_bits=weight_bits if layer.is_weighted else layer.weight_bits,
+            activation_bits=activation_bits,
+            out_bits=activation_bits,
+        )
+        for layer in layers
+    ]
+
+
+def narrowed(layers: Sequence[Layer], share: float, multiple: int = 8) -> list[Layer]:
+    """The same network with a share of its inner channels, rounded up to a multiple: what pruning would leave."""
+    read = {name for layer in layers for name in layer.inputs}
+
+    def kept(channels: int) -> int:
+        return min(channels, max(1, -(-int(channels * share + 0.5) // multiple) * multiple))
+
+    found = []
+    for layer in layers:
+        first, last = not any(layer.inputs), layer.name not in read
+        ins = layer.in_shape[0] if first else kept(layer.in_shape[0])
+        outs = layer.out_shape[0] if last else kept(layer.out_shape[0])
+        groups = layer.groups if layer.groups == 1 else ins
+        weights = prod(layer.kernel) * ins // groups * outs if layer.is_weighted else 0
+        shapes = (ins, *layer.in_shape[1:]), (outs, *layer.out_shape[1:])
+        found.append(
+            replace(
+                layer,
+                in_shape=shapes[0],
+                out_shape=shapes[1],
+                groups=groups,
+                weights=weights,
+                macs=weights * prod(layer.out_shape[1:]),
+            )
+        )
+    return found
+
+
+def _streaming(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple[Design, Found | None]:
+    found: Found | None = None
+    if wish.folds:
+        unknown = sorted(set(wish.folds) - {layer.name for layer in layers})
+        if unknown:
+            raise ConfigError(
+                f"the folding names {_some(unknown)}, which the model has not",
+                fix=f"its layers are {_some([layer.name for layer in layers])}",
+            )
+        units = units_of(layers, fabric, wish.flow, wish.folds)
+    else:
+        asked = fabric.clock_mhz * 1e6 / wish.frames_per_second if wish.frames_per_second else None
+        found = search(layers, fabric, asked, wish.flow)
+        units = list(found.units)
+    flow = simulate(units, fabric.input_bits)
+    queues = _queues(units, flow.fifo_words, fabric)
+    total = reduce(add, [u.resources for u in units] + queues, Resources())
+    interval = max(u.cycles for u in units)
+    reached = fabric.clock_mhz * 1e6 / interval
+    missed = ""
+    if wish.frames_per_second and reached < wish.frames_per_second * (1 - 1e-9):
+        missed = f"{reached:,.0f} frames a second at most, {wish.frames_per_second:,.0f} were asked for"
+    design = Design(
+        layout=Layout.STREAMING,
+        fabric=fabric,
+        clock_mhz=fabric.clock_mhz,
+        units=tuple(units),
+        interval=interval,
+        cycles=bands.LATENCY.around(flow.cycles),
+        needs=needs(total, fabric, wish.flow),
+        fifo_words=flow.fifo_words,
+        missed=missed,
+        unknown=_uncounted(total, fabric),
+    )
+    return design, found
+
+
+def _uncounted(total: Resources, fabric: FpgaFabric) -> tuple[str, ...]:
+    """Resources that the design takes and whose number on the device no source gives."""
+    limits = usable(fabric)
+    return tuple(name for name, amount in total.items() if amount and name not in limits)
+
+
+def _queues(units: Sequence[Unit], words: Mapping[str, int], fabric: FpgaFabric) -> list[Resources]:
+    """FIFOs of the sides that wait at a join."""
+    joins = {u.layer.name: u.layer for u in units}
+    found = []
+    for name, pixels in words.items():
+        layer = joins[name]
+        channels, bits = layer.out_shape[0], min(layer.activation_bits, 32)
+        lanes = next(u.p for u in units if u.layer.name == name)
+        found.append(circuits.fifo_resources(fabric, pixels * channels // lanes, lanes * bits))
+    return found
+
+
+def overlay_of(fabric: FpgaFabric, name: str | None) -> tuple[str, Overlay]:
+    """An overlay of the device by name, or its first.
+
+    Raises:
+        ConfigError: there is none of that name, or none at all.
+    """
+    if not fabric.overlays:
+        raise ConfigError(
+            f"the profile of {fabric.part} describes no overlay",
+            fix="choose the streaming layout, or add a section fpga.overlays",
+        )
+    chosen = name or next(iter(fabric.overlays))
+    if chosen not in fabric.overlays:
+        raise ConfigError(f"no overlay {chosen!r}", fix=f"choose one of {', '.join(fabric.overlays)}")
+    return chosen, fabric.overlays[chosen]
+
+
+def _overlay(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple[Design, Found | None]:
+    name, array = overlay_of(fabric, wish.overlay)
+    cores = wish.cores or array.cores
+    if wish.clock_mhz is not None:
+        array = array.model_copy(update={"clock_mhz": wish.clock_mhz})
+    alone, together = overlay.units_of(layers, array), overlay.units_of(layers, array, cores)
+    host = overlay.host_us(layers, array) * array.clock_mhz
+    one = sum(u.cycles for u in alone)
+    interval = sum(u.cycles for u in together) / cores
+    taken = {n: getattr(array, n) for n in NAMES}
+    unknown = [n for n, amount in taken.items() if amount is None]
+    total = Resources(**{n: float(amount or 0) * cores for n, amount in taken.items()})
+    exact = {n: need for n, need in needs(total, fabric, "overlay").items() if n not in unknown}
+    # A core that its maker ships was placed; what limits is the device, not the share that a search may plan.
+    whole = {n: replace(need, usable=need.available) for n, need in exact.items()}
+    notes = (f"overlay {name}, {cores} of {array.cores} cores",) + (
+        (f"not known of this overlay: {', '.join(unknown)}",) if unknown else ()
+    )
+    missed = ""
+    reached = array.clock_mhz * 1e6 / interval
+    if wish.frames_per_second and reached < wish.frames_per_second:
+        missed = f"{reached:,.0f} frames a second at most, {wish.frames_per_second:,.0f} were asked for"
+    return (
+        Design(
+            layout=Layout.OVERLAY,
+            fabric=fabric,
+            clock_mhz=array.clock_mhz,
+            units=tuple(alone),
+            interval=interval,
+            cycles=bands.OVERLAY.around(one + host),
+            needs=whole,
+            notes=notes,
+            missed=missed,
+            unknown=tuple(unknown),
+        ),
+        None,
+    )
+
+
+_LAYOUTS: Final[
+    Mapping[Layout, Callable[[Sequence[Layer], FpgaFabric, Wish], tuple[Design, Found | None]]]
+] = {
+    Layout.STREAMING: _streaming,
+    Layout.OVERLAY: _overlay,
+}

@@ -1,0 +1,168 @@
+"""Q/DQ pairs as QONNX ``Quant`` nodes: the exchange format of FINN, hls4ml and Brevitas.
+
+Reference:
+    Pappalardo et al., QONNX: Representing Arbitrary-Precision Quantized Neural Networks, 2022; operator
+    ``Quant`` of the domain qonnx.custom_op.general.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from hwopt.errors import ConfigError
+from hwopt.fpga.emulate import exponent_of
+
+DOMAIN: Final = "qonnx.custom_op.general"
+_IR: Final = 10  # that the runtimes of the tools read
+
+
+def to_qonnx(path: Path, *, one_scale: bool = False) -> onnx.ModelProto:
+    """A quantized ONNX file in QONNX.
+
+    Args:
+        one_scale: give every weight tensor a single scale, the least of its channels', and as many more bits;
+            the values stay the same. hls4ml's types have one scale each.
+    Raises:
+        ConfigError: the file has no Q/DQ pair, or one that no ``Quant`` expresses.
+    """
+    return _Writer(onnx.load(path), one_scale).write()
+
+
+class _Writer:
+    def __init__(self, model: onnx.ModelProto, one_scale: bool) -> None:
+        self.model, self.graph, self.one_scale = model, model.graph, one_scale
+        self.stored = {i.name: numpy_helper.to_array(i) for i in self.graph.initializer}
+        self.maker = {o: node for node in self.graph.node for o in node.output}
+        self.extra: list[onnx.TensorProto] = []
+        self.renamed: dict[str, str] = {}
+
+    def write(self) -> onnx.ModelProto:
+        nodes: list[onnx.NodeProto] = []
+        found = 0
+        for node in self.graph.node:
+            if node.op_type == "QuantizeLinear":
+                continue  # goes with its dequantizer
+            if node.op_type == "DequantizeLinear":
+                nodes += self.pair(node)
+                found += 1
+                continue
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            nodes.append(copy)
+        if not found:
+            raise ConfigError("the model has no quantizers", fix="quantize it first")
+        graph = helper.make_graph(
+            self.pruned(nodes),
+            self.graph.name or "net",
+            self.graph.input,
+            self.graph.output,
+            self.used(nodes),
+        )
+        opsets = [o for o in self.model.opset_import if o.domain in {"", "ai.onnx"}]
+        made = helper.make_model(graph, opset_imports=[*opsets, helper.make_opsetid(DOMAIN, 1)])
+        made.ir_version = _IR
+        return made
+
+    def pair(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The Quant of one dequantizer: of a stored tensor, or of the quantizer before it."""
+        scale = np.asarray(self.stored[node.input[1]], np.float32)
+        zero = np.asarray(self.stored[node.input[2]]) if len(node.input) > 2 else np.zeros((), np.uint8)
+        if np.any(zero):
+            raise ConfigError(
+                f"{node.name or node.output[0]} has a zero point",
+                fix="quantize for an FPGA profile: zero points are 0",
+            )
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        if node.input[0] in self.stored:
+            return self.weight(node, scale, axis)
+        quantize = self.maker[node.input[0]]
+        source, (low, high) = self.range(quantize, zero.dtype, scale)
+        signed, bits, narrow = _type(low, high)
+        return [self.quant(source, node.output[0], scale, bits, signed, narrow)]
+
+    def weight(self, node: onnx.NodeProto, scale: npt.NDArray[np.float32], axis: int) -> list[onnx.NodeProto]:
+        codes = np.asarray(self.stored[node.input[0]]).astype(np.int64)
+        name = f"{node.output[0]}_value"
+        shape = [1] * codes.ndim
+        if scale.size > 1:
+            shape[axis] = -1
+        value = codes * scale.astype(np.float64).reshape(shape if scale.size > 1 else ())
+        self.extra.append(numpy_helper.from_array(value.astype(np.float32), name))
+        if codes.ndim == 1:  # a bias goes into the accumulator as it is
+            self.renamed[node.output[0]] = name
+            return []
+        if self.one_scale and scale.size > 1:
+            e = exponent_of(scale)
+            codes = codes << (e - e.min()).reshape(shape)
+            scale = np.asarray(scale.min())
+        spread = scale.reshape(shape) if scale.size > 1 else scale
+        signed, bits, narrow = _type(int(codes.min()), int(codes.max()), stored=True)
+        return [self.quant(name, node.output[0], spread, bits, signed, narrow)]
+
+    def range(
+        self, quantize: onnx.NodeProto, kind: np.dtype[Any], scale: npt.NDArray[np.float32]
+    ) -> tuple[str, tuple[int, int]]:
+        """What enters a quantizer and the codes it can give: a clip at whole codes before it is part of it."""
+        info, source = np.iinfo(kind), quantize.input[0]
+        clip = self.maker.get(source)
+        if clip is None or clip.op_type != "Clip" or scale.size > 1:
+            return source, (int(info.min), int(info.max))
+        ends = []
+        for name, most in zip(clip.input[1:3], (info.min, info.max), strict=True):
+            end = float(self.stored[name]) / float(scale)
+            ends.append(int(most) if abs(end) >= abs(float(most)) else round(end))
+            if ends[-1] != most and abs(end - ends[-1]) > 1e-4:
+                return source, (int(info.min), int(info.max))
+        signed, bits, narrow = _type(ends[0], ends[1])
+        if _ends(signed, bits, narrow) != (ends[0], ends[1]):
+            return source, (int(info.min), int(info.max))  # no type has just these codes: the clip stays
+        return clip.input[0], (ends[0], ends[1])
+
+    def quant(
+        self, source: str, output: str, scale: npt.NDArray[Any], bits: int, signed: bool, narrow: bool
+    ) -> onnx.NodeProto:
+        names = []
+        for suffix, value in (("scale", scale), ("zero", np.zeros(())), ("bits", np.asarray(float(bits)))):
+            names.append(f"{output}_{suffix}")
+            self.extra.append(numpy_helper.from_array(np.asarray(value, np.float32), names[-1]))
+        return helper.make_node(
+            "Quant", [source, *names], [output], name=f"Quant_{output}", domain=DOMAIN,
+            signed=int(signed), narrow=int(narrow), rounding_mode="ROUND",
+        )  # fmt: skip
+
+    def pruned(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Without the clips that became part of a Quant, and with biases by their new names."""
+        for node in nodes:
+            for index, name in enumerate(node.input):
+                node.input[index] = self.renamed.get(name, name)
+        wanted = {value.name for value in self.graph.output}
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(nodes):
+            if wanted & set(node.output):
+                wanted |= set(node.input)
+                kept.append(node)
+        return kept[::-1]
+
+    def used(self, nodes: list[onnx.NodeProto]) -> list[onnx.TensorProto]:
+        names = {name for node in self.pruned(nodes) for name in node.input}
+        return [t for t in (*self.graph.initializer, *self.extra) if t.name in names]
+
+
+def _type(low: int, high: int, *, stored: bool = False) -> tuple[bool, int, bool]:
+    """Signed, bits and narrow range of the smallest type with these codes."""
+    if low >= 0:
+        return False, max(1, high.bit_length()), False
+    bits = max((-low - 1).bit_length(), high.bit_length()) + 1
+    return True, bits, not stored and low == -high
+
+
+def _ends(signed: bool, bits: int, narrow: bool) -> tuple[int, int]:
+    if not signed:
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)) + int(narrow), 2 ** (bits - 1) - 1

@@ -1,0 +1,91 @@
+"""The emulation: integers and shifts, equal to the file's own arithmetic, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hwopt.api.fpga_proof import as_written
+from hwopt.config.hardware import shipped
+from hwopt.errors import ConfigError
+from hwopt.fpga.emulate import Circuit, divide_half_even
+from hwopt.testing.models import float_model, quantized_model
+from tests.fpga.nets import mlp, quantized
+
+
+class Branches(nn.Module):
+    """Concatenation, an average over windows, a gate, a strided convolution without padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1)
+        self.c = nn.Conv2d(8, 6, 3, stride=2)
+        self.d = nn.Conv2d(6, 6, 1, groups=3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([torch.relu(self.a(x)), self.b(x)], 1)
+        y = nn.functional.avg_pool2d(torch.relu(self.c(both)), 2)
+        y = self.d(y) * y
+        out: torch.Tensor = self.head(y.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4), (2, 3)])
+def test_equal_to_the_file_as_written(tmp_path: Path, bits: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    path = quantized(tmp_path, Branches(), (2, 12, 12), bits)
+    x = np.random.default_rng(1).random((40, 2, 12, 12)).astype(np.float32)
+    assert np.array_equal(Circuit(path).run(x)[0], as_written(path, shipped("zcu104"), x))
+
+
+def test_equal_for_depthwise_residual_and_pooling(tmp_path: Path) -> None:
+    path, twin = quantized_model(tmp_path, "zcu104")
+    x = np.random.default_rng(1).normal(0.5, 1.0, (64, 1, 8, 8)).astype(np.float32)  # beyond the range, too
+    ours = Circuit(path).run(x)[0]
+    assert np.array_equal(ours, as_written(path, shipped("zcu104"), x))
+    assert np.allclose(ours, twin(x), atol=0.05)
+
+
+def test_one_changed_weight_is_seen(tmp_path: Path) -> None:
+    """The comparison can fail: a file with one code changed computes something else."""
+    path = quantized(tmp_path, mlp(16, 8, 4), (16,))
+    x = np.random.default_rng(1).random((32, 16)).astype(np.float32)
+    before = Circuit(path).run(x)[0]
+    model = onnx.load(path)
+    stored = next(
+        i for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) == 2
+    )
+    codes = onnx.numpy_helper.to_array(stored).copy()
+    codes[0, 0] += 1 if codes[0, 0] < 0 else -1
+    stored.CopyFrom(onnx.numpy_helper.from_array(codes, stored.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    assert not np.array_equal(before, Circuit(tmp_path / "other.onnx").run(x)[0])
+
+
+@given(st.integers(-(2**40), 2**40), st.integers(1, 2**12))
+def test_division_rounds_ties_to_even(value: int, divisor: int) -> None:
+    from fractions import Fraction
+
+    found = divide_half_even(np.array([value]), divisor)
+    assert int(found[0]) == round(Fraction(value, divisor))
+
+
+def test_scales_that_no_shift_applies_are_refused(tmp_path: Path) -> None:
+    path, _ = quantized_model(tmp_path, "x86-avx512-vnni")
+    x = np.zeros((1, 1, 8, 8), np.float32)
+    with pytest.raises(ConfigError, match="is no power of two"):
+        Circuit(path).run(x)
+
+
+def test_a_float_model_is_refused(tmp_path: Path) -> None:
+    path, _ = float_model(tmp_path)
+    with pytest.raises(ConfigError, match="an input of Conv is not quantized"):
+        Circuit(path).run(np.zeros((1, 1, 8, 8), np.float32))
