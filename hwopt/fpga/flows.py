@@ -21,6 +21,10 @@ _OVERHEAD = (
 )
 _SKIPPED = 2  # cycles of a pixel that completes no window
 _DSP_BITS = 9  # narrower weights are multiplied in LUTs
+# Geometric means over the published designs of each flow (docs/results/fpga.md): LUTs by the formula's, and
+# flip-flops by LUTs.
+_HLS4ML_LUT, _HLS4ML_FF = 1.05, 0.85
+_FPGACONVNET_LUT, _FPGACONVNET_FF = 1.8, 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,7 @@ def hls4ml_unit(
     *,
     worst: bool = False,
     overhead: int = _OVERHEAD,
+    parallel: bool = False,
 ) -> Unit:
     """A layer of hls4ml in io_stream, Resource strategy (Latency where the reuse factor is 1).
 
@@ -93,6 +98,7 @@ def hls4ml_unit(
             convolution.
         worst: cycles as the report of the C synthesis gives them: as if every padded pixel completed a window.
         overhead: 5 for convolutions by kernel windows instead of line buffers.
+        parallel: io_parallel, where a pixel follows the other every RF cycles.
     Reference:
         nnet_dense_resource.h: ceil(n_in·n_out/RF) multipliers; nnet_dense_stream.h: reads, computes and writes in
         turn; nnet_conv2d_stream.h: RF + 4 cycles a window, 2 for a padded pixel without one, which the RTL
@@ -101,7 +107,9 @@ def hls4ml_unit(
     """
     n_in, n_out = layer.columns, layer.rows
     multipliers = ceil(n_in * n_out / reuse)
-    if layer.kind is LayerKind.DENSE:
+    if parallel:
+        cycles = layer.pixels * reuse
+    elif layer.kind is LayerKind.DENSE:
         cycles = layer.pixels * (reuse + overhead) + pixels_in
     else:
         padded = _padded(layer)
@@ -113,13 +121,14 @@ def hls4ml_unit(
     acc = circuits.accumulator_bits(n_in, w, a)
     products = 0.0 if wide else multipliers * circuits.product_luts(w, a)
     adders = multipliers * (w + a)
+    lut = _HLS4ML_LUT * (300 + products + adders + n_out * 2 * acc)
     resources = Resources(
-        lut=300 + products + adders + n_out * 2 * acc,
-        ff=300 + multipliers * (w + a) + n_out * 2 * acc,
+        lut=lut,
+        ff=_HLS4ML_FF * lut,
         dsp=multipliers * per_product if wide else 0,
         bram=ceil(w * n_in * n_out / (reuse * 36)) if reuse > 1 else 0,
     )
-    if prod(layer.kernel) > 1:
+    if prod(layer.kernel) > 1 and not parallel:
         resources += circuits.window_resources(fabric, layer, layer.in_shape[0])
     p = max(1, min(n_out, multipliers))
     return Unit(
@@ -148,9 +157,14 @@ def parallel_latency(layers: Sequence[Layer], registers: int = 0) -> int:
     Reference:
         Duarte et al., JINST 2018, section 4: the latency grows with the logarithm of the inputs.
     """
-    return sum(2 + ceil(log2(max(2, layer.columns))) for layer in layers if layer.is_weighted) + registers * (
-        len(layers) + 1
-    )
+    found = registers
+    for layer in layers:
+        if layer.is_weighted:
+            found += 2 + ceil(log2(max(2, layer.columns)))
+        elif layer.op.lower() == "softmax":  # the greatest, two tables, a sum, a product
+            found += 2 * ceil(log2(max(2, layer.out_shape[0]))) + 5
+        found += registers
+    return found
 
 
 def _fpgaconvnet_unit(layer: Layer, fabric: FpgaFabric, fold: Fold) -> Unit:
@@ -170,8 +184,9 @@ def _fpgaconvnet_unit(layer: Layer, fabric: FpgaFabric, fold: Fold) -> Unit:
     words = max(1, layer.rows * layer.columns // multipliers)
     kind = circuits.stores(fabric, words, multipliers * layer.weight_bits)[0]
     resources = circuits.matrix_resources(fabric, layer, p, q, in_dsp=in_dsp, weights_in=kind)
-    if in_dsp:  # its multipliers are not packed
-        resources = replace(resources, dsp=float(multipliers))
+    lut = _FPGACONVNET_LUT * resources.lut
+    # Its multipliers are not packed.
+    resources = replace(resources, lut=lut, ff=_FPGACONVNET_FF * lut, dsp=float(multipliers) if in_dsp else 0.0)
     if prod(layer.kernel) > 1:
         resources += circuits.window_resources(fabric, layer, min(lanes, layer.in_shape[0]))
     return Unit(

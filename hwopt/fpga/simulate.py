@@ -97,7 +97,9 @@ def simulate(units: Sequence[Unit], input_bits: int) -> Flow:
         if len(sources) > 1:
             arrival, fifos[layer.name] = _join(sources)
         wanted = needed(layer, len(arrival))
-        times[layer.name] = stream_times(arrival, wanted, unit.cycles / len(wanted), unit.depth)
+        # A sum over the plane takes its pixels as they come; only the last one's share comes after it.
+        steps = len(arrival) if layer.kind is LayerKind.GLOBAL_POOL else len(wanted)
+        times[layer.name] = stream_times(arrival, wanted, unit.cycles / steps, unit.depth)
         last = layer.name
     return Flow(cycles=float(max(t[-1] for t in times.values())), fifo_words=fifos)
 

@@ -81,7 +81,8 @@ def stream_unit(layer: Layer, fabric: FpgaFabric, lanes: int) -> Unit:
     values = max(prod(layer.in_shape), prod(layer.out_shape))
     if layer.kind is LayerKind.CONCAT:
         values = prod(layer.out_shape)
-    resources = Resources(lut=100 + lanes * a, ff=100 + 2 * lanes * a)
+    lut = 100 + lanes * a
+    resources = Resources(lut=lut, ff=circuits.FF_PER_LUT * lut)
     buffered = 0.0
     if layer.kind is LayerKind.POOL:
         # A comparison or a sum a tap.
