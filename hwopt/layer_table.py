@@ -392,3 +392,18 @@ def unsupported(layers: Iterable[Layer]) -> Mapping[str, list[str]]:
         if layer.kind is LayerKind.OTHER:
             result.setdefault(layer.op, []).append(layer.name)
     return result
+
+
+def foreign(model: onnx.ModelProto) -> Mapping[str, list[str]]:
+    """Operators of kind OTHER, and products of two activations, without looking at any shape."""
+    reader = _Reader(model.graph)
+    result: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        name = node.name or node.output[0]
+        if node.op_type not in {*_KINDS, *_FREE, "Conv", "Resize"} or (
+            node.op_type == "Resize" and reader.kind(node) is LayerKind.OTHER
+        ):
+            result.setdefault(node.op_type, []).append(name)
+        elif node.op_type in {"MatMul", "Gemm", "Conv"} and reader.is_activation(node.input[1]):
+            result.setdefault(f"{node.op_type} of two activations", []).append(name)
+    return result

@@ -45,12 +45,37 @@ def rows() -> list[Row]:
         fitted = case["network"] in FITTED and board == "KV260" and str(case["sdk"]) == "2.5"
         one = sum(u.cycles for u in units_of(layers, array)) / array.clock_mhz
         many = sum(u.cycles for u in units_of(layers, array, case["cores"])) / array.clock_mhz / case["cores"]
-        common = {"id": case["id"], "network": case["network"], "board": board, "sdk": str(case["sdk"]), "in_the_file": case["in_the_file"], "fitted": fitted}
+        common = {
+            "id": case["id"],
+            "network": case["network"],
+            "board": board,
+            "sdk": str(case["sdk"]),
+            "in_the_file": case["in_the_file"],
+            "fitted": fitted,
+        }
         if case["single_thread_latency_us"]:
-            found.append(Row(**common, cores=1, kind="latency", error=(one + host_us(layers, array)) / case["single_thread_latency_us"] - 1))
+            found.append(
+                Row(
+                    **common,
+                    cores=1,
+                    kind="latency",
+                    error=(one + host_us(layers, array)) / case["single_thread_latency_us"] - 1,
+                )
+            )
         if case["multi_thread_fps"]:
-            on_fit = fitted or (case["network"] == "resnet50_v15" and board in {"ZCU104", "ZCU102"} and str(case["sdk"]) == "2.5")
-            found.append(Row(**common | {"fitted": on_fit}, cores=case["cores"], kind="frames", error=many * case["multi_thread_fps"] / 1e6 - 1))
+            on_fit = fitted or (
+                case["network"] == "resnet50_v15"
+                and board in {"ZCU104", "ZCU102"}
+                and str(case["sdk"]) == "2.5"
+            )
+            found.append(
+                Row(
+                    **common | {"fitted": on_fit},
+                    cores=case["cores"],
+                    kind="frames",
+                    error=many * case["multi_thread_fps"] / 1e6 - 1,
+                )
+            )
     return found
 
 
@@ -60,5 +85,10 @@ def _array(board: str, case: dict[str, Any]) -> Overlay:
     array = fabric.overlays["dpu-b4096"]
     changed: dict[str, Any] = {"clock_mhz": float(case["clock_mhz"])}
     if case["array"] == "B1600":  # the same constants on a smaller array: an unseen size on an unseen device
-        changed |= {"array": (8, 10, 10), "bank_bytes": 8 * 10 * 2048, "ddr_gbs": None, "bytes_per_cycle": array.bytes_per_cycle * 10 / 16}
+        changed |= {
+            "array": (8, 10, 10),
+            "bank_bytes": 8 * 10 * 2048,
+            "ddr_gbs": None,
+            "bytes_per_cycle": array.bytes_per_cycle * 10 / 16,
+        }
     return array.model_copy(update=changed)

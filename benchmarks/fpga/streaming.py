@@ -29,10 +29,19 @@ _KINDS = {
 _FLOAT_CYCLES = 7.5
 _MICROBLAZE_US = 11.0
 # In io_parallel; registers that the compiler puts between two blocks.
-_PARALLEL = {"hls4ml-iris": 1, "hls4ml-base-conv2d-vivado": 0, "hls4ml-base-conv2d-vitis": 0, "hls4ml-i99-dsp": 0, "hls4ml-i99-lut": 0}
+_PARALLEL = {
+    "hls4ml-iris": 1,
+    "hls4ml-base-conv2d-vivado": 0,
+    "hls4ml-base-conv2d-vitis": 0,
+    "hls4ml-i99-dsp": 0,
+    "hls4ml-i99-lut": 0,
+}
 _CALIBRATION = {"mlt07-pynq-ad08", "mlt07-arty-ad08"}
 # Outside the model: a negative example, and a folding file that is not the one of the published figure.
-OUTSIDE = {"hls4ml-i446-rf": "the compiler could not pipeline it: a negative example", "finnex-vgg10-zcu104": "the folding file in the repository is not that of the figure in its README"}
+OUTSIDE = {
+    "hls4ml-i446-rf": "the compiler could not pipeline it: a negative example",
+    "finnex-vgg10-zcu104": "the folding file in the repository is not that of the figure in its README",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +74,30 @@ def layers(case: dict[str, Any]) -> list[tuple[Layer, dict[str, Any]]]:
         out = ins
         if kind in {LayerKind.CONV, LayerKind.DEPTHWISE, LayerKind.POOL}:
             k, s, p = row["kernel"], row.get("stride", [1, 1]), row.get("pads", [0, 0, 0, 0])
-            out = (row.get("out", ins[0]), (ins[1] + p[0] + p[2] - k[0]) // s[0] + 1, (ins[2] + p[1] + p[3] - k[1]) // s[1] + 1)
+            out = (
+                row.get("out", ins[0]),
+                (ins[1] + p[0] + p[2] - k[0]) // s[0] + 1,
+                (ins[2] + p[1] + p[3] - k[1]) // s[1] + 1,
+            )
             groups = 1 if kind is LayerKind.CONV else ins[0]
-            more = {"kernel": tuple(k), "stride": tuple(s), "padding": tuple(p[:2]), "pad_after": tuple(p[2:]), "groups": groups}
+            more = {
+                "kernel": tuple(k),
+                "stride": tuple(s),
+                "padding": tuple(p[:2]),
+                "pad_after": tuple(p[2:]),
+                "groups": groups,
+            }
         elif kind is LayerKind.DENSE:
             ins, out = (row.get("in_features", prod(ins)), 1, 1), (row["out"], 1, 1)
         elif kind is LayerKind.GLOBAL_POOL:
             out = (ins[0], 1, 1)
         elif kind is LayerKind.CONCAT:
             out = (sum(shapes[n][0] for n in row["inputs"]), *ins[1:])
-        weights = out[0] * prod(more.get("kernel", (1, 1))) * ins[0] // more.get("groups", 1) if kind in {LayerKind.CONV, LayerKind.DEPTHWISE, LayerKind.DENSE} else 0
+        weights = (
+            out[0] * prod(more.get("kernel", (1, 1))) * ins[0] // more.get("groups", 1)
+            if kind in {LayerKind.CONV, LayerKind.DEPTHWISE, LayerKind.DENSE}
+            else 0
+        )
         found.append((
             Layer(
                 name=row["name"], op=row["op"], kind=kind, inputs=tuple("" if n == "input" else n for n in row["inputs"]), in_shape=ins, out_shape=out,
@@ -88,7 +111,9 @@ def layers(case: dict[str, Any]) -> list[tuple[Layer, dict[str, Any]]]:
 def units(case: dict[str, Any], fabric: FpgaFabric) -> list[Unit]:
     """Circuits as the tool builds them."""
     found, pixels = [], {"": prod((case["input"].get("height", 1), case["input"].get("width", 1)))}
-    overhead = 5 if ("kw" in case["id"] or "cnn-model" in case["id"] or "rn06" in case["id"]) else 4  # encoded windows
+    overhead = (
+        5 if ("kw" in case["id"] or "cnn-model" in case["id"] or "rn06" in case["id"]) else 4
+    )  # encoded windows
     for layer, row in layers(case):
         words = pixels[layer.inputs[0]]
         if not layer.is_weighted:
@@ -96,9 +121,22 @@ def units(case: dict[str, Any], fabric: FpgaFabric) -> list[Unit]:
             if "cycles" in row and row["op"] in {"threshold", "other"}:
                 unit = _replace(unit, cycles=row["cycles"])
         elif case["tool"] == "hls4ml":
-            unit = flows.hls4ml_unit(layer, fabric, row["rf"], words, worst=bool(case["measured"].get("worst_case")), parallel="base-conv" in case["id"], overhead=overhead if layer.kind is not LayerKind.DENSE else 4)
+            unit = flows.hls4ml_unit(
+                layer,
+                fabric,
+                row["rf"],
+                words,
+                worst=bool(case["measured"].get("worst_case")),
+                parallel="base-conv" in case["id"],
+                overhead=overhead if layer.kind is not LayerKind.DENSE else 4,
+            )
         else:
-            fold = Fold(pe=row.get("pe"), simd=row.get("simd"), **{n: row[n] for n in ("coarse_in", "coarse_out", "coarse_group", "fine") if n in row}, in_dsp=row.get("use_dsp", case["tool"] == "fpgaconvnet"))
+            fold = Fold(
+                pe=row.get("pe"),
+                simd=row.get("simd"),
+                **{n: row[n] for n in ("coarse_in", "coarse_out", "coarse_group", "fine") if n in row},
+                in_dsp=row.get("use_dsp", case["tool"] == "fpgaconvnet"),
+            )
             unit = flows.folded(layer, fabric, Flow(case["tool"]), fold, words)
         found.append(unit)
         pixels[layer.name] = prod(layer.out_shape[1:])
@@ -129,7 +167,9 @@ def run(case: dict[str, Any]) -> Result:
     elif tool == "finn":
         bits = _finn_input(case)
     cycles = simulate(built, bits).cycles
-    interval = max(u.cycles for u in built) + (1 if tool == "hls4ml" else 0)  # the handshake of a dataflow region
+    interval = max(u.cycles for u in built) + (
+        1 if tool == "hls4ml" else 0
+    )  # the handshake of a dataflow region
     if case["id"] in _PARALLEL:
         pixels = max(u.layer.pixels for u in built)
         cycles = pixels - 1 + flows.parallel_latency([u.layer for u in built], _PARALLEL[case["id"]])
@@ -143,13 +183,28 @@ def run(case: dict[str, Any]) -> Result:
         microseconds += _MICROBLAZE_US
         note = "MicroBlaze's driver fitted on AD08"
     total = reduce(add, (u.resources for u in built), Resources())
-    found = {"latency_us": microseconds, "ii_cycles": interval, "dsp": _dsp(case, built, total), "lut": total.lut, "ff": total.ff}
+    found = {
+        "latency_us": microseconds,
+        "ii_cycles": interval,
+        "dsp": _dsp(case, built, total),
+        "lut": total.lut,
+        "ff": total.ff,
+    }
     if "ii_cycles_from_folding" in measured:
         measured["ii_cycles"] = measured["ii_cycles_from_folding"]
     errors = {n: found[n] / measured[n] - 1 for n in found if measured.get(n)}
     if tool == "finn":
         errors.pop("dsp", None)  # address arithmetic of the shell; the multipliers are in LUTs
-    return Result(id=case["id"], in_the_file=case["in_the_file"], tool=tool, measured=measured, found=found, calibration=case["id"] in _CALIBRATION, note=note, errors=errors)
+    return Result(
+        id=case["id"],
+        in_the_file=case["in_the_file"],
+        tool=tool,
+        measured=measured,
+        found=found,
+        calibration=case["id"] in _CALIBRATION,
+        note=note,
+        errors=errors,
+    )
 
 
 def _finn_input(case: dict[str, Any]) -> int:
@@ -162,7 +217,12 @@ def _finn_input(case: dict[str, Any]) -> int:
     if first["op"] == "threshold":
         return 8
     word = given["bits"] * (first.get("simd") or given["channels"])
-    beats = given["channels"] * given.get("height", 1) * given.get("width", 1) // (first.get("simd") or given["channels"])
+    beats = (
+        given["channels"]
+        * given.get("height", 1)
+        * given.get("width", 1)
+        // (first.get("simd") or given["channels"])
+    )
     return gcd(word * beats, 64)
 
 

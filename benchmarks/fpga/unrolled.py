@@ -24,13 +24,20 @@ NETS = [
 ]  # fmt: skip
 
 
-def quantized(widths: tuple[int, ...], weight_bits: int, activation_bits: int, path: Path, seed: int = 0) -> None:
+def quantized(
+    widths: tuple[int, ...], weight_bits: int, activation_bits: int, path: Path, seed: int = 0
+) -> None:
     torch.manual_seed(seed)
     steps: list[nn.Module] = []
     for index, (ins, outs) in enumerate(pairwise(widths)):
         steps += [nn.Linear(ins, outs), *([nn.ReLU()] if index < len(widths) - 2 else [])]
     scheme = shipped("zcu104").quantization
-    scheme = scheme.model_copy(update={"weights": scheme.weights.with_dtype(f"int{weight_bits}"), "activations": scheme.activations.with_dtype(f"int{activation_bits}")})
+    scheme = scheme.model_copy(
+        update={
+            "weights": scheme.weights.with_dtype(f"int{weight_bits}"),
+            "activations": scheme.activations.with_dtype(f"int{activation_bits}"),
+        }
+    )
     graph = to_graph(nn.Sequential(*steps), (widths[0],))
     insert(graph, scheme)
     calibrate(graph, [torch.rand(256, widths[0])])
@@ -57,4 +64,7 @@ def show() -> None:
                 wiring.installed = installed
             made = rtl.synthesize(rtl.write(wiring.Wires(path), Path(folder) / "v"))
         lut, ff = design.needs["lut"].estimate, design.needs["ff"].estimate
-        print(f"{'-'.join(map(str, widths)):18s} {w}:{a}   {lut:9,.0f} {rough:12,.0f} {made.lut:10,} {lut / made.lut - 1:+7.1%} {ff:12,.0f} {made.ff:8,} {ff / made.ff - 1:+7.1%}", flush=True)
+        print(
+            f"{'-'.join(map(str, widths)):18s} {w}:{a}   {lut:9,.0f} {rough:12,.0f} {made.lut:10,} {lut / made.lut - 1:+7.1%} {ff:12,.0f} {made.ff:8,} {ff / made.ff - 1:+7.1%}",
+            flush=True,
+        )

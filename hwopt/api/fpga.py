@@ -13,11 +13,11 @@ from hwopt.core.measurement import Tier
 from hwopt.engine.single import device
 from hwopt.errors import ConfigError
 from hwopt.fpga.design import Design
-from hwopt.fpga.estimate import Wish, estimate, estimate_model, narrowed, with_bits
+from hwopt.fpga.estimate import Wish, estimate, estimate_model, narrowed, read_layers, with_bits
 from hwopt.fpga.flows import Fold
 from hwopt.fpga.record import to_json
 from hwopt.fpga.search import Found
-from hwopt.layer_table import Layer, layer_table
+from hwopt.layer_table import Layer
 from hwopt.model_check import check_model
 
 
@@ -105,7 +105,7 @@ def _design(
 ) -> tuple[Design, Found | None]:
     if bits is None and keep == 1.0:
         return estimate_model(path, fabric, wish)
-    return estimate(_varied(layer_table(path), bits, keep, multiple), fabric, wish)
+    return estimate(_varied(read_layers(path), bits, keep, multiple), fabric, wish)
 
 
 def _varied(layers: list[Layer], bits: tuple[int, int] | None, keep: float, multiple: int) -> list[Layer]:
@@ -134,7 +134,7 @@ def explore(
     hardware, fabric = fabric_of(target)
     path = Path(model)
     check_model(path)
-    layers, wish = layer_table(path), wish_of(**wishes)
+    layers, wish = read_layers(path), wish_of(**wishes)
     rows: list[dict[str, Any]] = []
     for pair in bits:
         for share in keep:

@@ -100,11 +100,18 @@ def _settles(metric: str) -> str:
 
 def _fits(name: str, result: Result) -> Judged:
     fits = result["details"].get("fits")
+    fpga = result["details"].get("fpga", {})
+    if fits is None and fpga.get("not_judged"):
+        return Judged(
+            requirement=name,
+            verdict=Verdict.INCONCLUSIVE,
+            reason=f"the device's profile does not count {', '.join(fpga['not_judged'])}; its number would settle it",
+        )
     if fits is None:
         return Judged(
             requirement=name, verdict=Verdict.FAIL, reason="the device has no resources to fit into"
         )
-    short = "; ".join(result["details"].get("fpga", {}).get("short", []))
+    short = "; ".join([*fpga.get("short", []), *([fpga["missed"]] if fpga.get("missed") else [])])
     return Judged(
         requirement=name,
         verdict=Verdict.PASS if fits else Verdict.FAIL,

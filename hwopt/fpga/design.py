@@ -36,6 +36,7 @@ class Resources:
         return [(name, getattr(self, name)) for name in NAMES]
 
 
+NOTHING: Final = Resources()
 NAMES: Final[tuple[ResourceName, ...]] = ("lut", "ff", "dsp", "bram", "uram")
 
 

@@ -10,15 +10,19 @@ from operator import add
 from pathlib import Path
 from typing import Final
 
+import onnx
+
 from hwopt.core.fpga import Flow, FpgaFabric, Layout, Overlay
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.fpga import bands, circuits, overlay
-from hwopt.fpga.design import NAMES, Design, Resources, Unit, needs, usable
+from hwopt.fpga.design import NAMES, NOTHING, Design, Resources, Unit, needs, usable
 from hwopt.fpga.flows import Fold, units_of
 from hwopt.fpga.search import Found, search
 from hwopt.fpga.simulate import simulate
 from hwopt.fpga.unrolled import unrolled
-from hwopt.layer_table import Layer, layer_table, unsupported
+from hwopt.layer_table import Layer, foreign, layer_table, unsupported
+
+_TRIES: Final = 3  # of a search and the queues that follow from it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,17 @@ def estimate_model(path: Path, fabric: FpgaFabric, wish: Wish) -> tuple[Design, 
     """The same of a quantized ONNX file; the unrolled layout is wired from its weights."""
     if wish.layout is Layout.UNROLLED:
         return unrolled(path, fabric, wish.clock_mhz), None
-    return estimate(layer_table(path), fabric, wish)
+    return estimate(read_layers(path), fabric, wish)
+
+
+def read_layers(path: Path) -> list[Layer]:
+    """The table of an ONNX file, all of whose operators have a circuit.
+
+    Raises:
+        StageFailedError: they have not, by name; or a shape is not known.
+    """
+    _refuse(foreign(onnx.load(path)))
+    return layer_table(path)
 
 
 def check(layers: Sequence[Layer]) -> None:
@@ -65,17 +79,21 @@ def check(layers: Sequence[Layer]) -> None:
     for layer in layers:
         if layer.dynamic:
             strange.setdefault(f"{layer.op} of two activations", []).append(layer.name)
-    if strange:
-        raise StageFailedError(
-            "no circuit for " + "; ".join(f"{op} ({_some(names)})" for op, names in sorted(strange.items())),
-            fix="replace these operators, cut the model before them, or choose another target",
-        )
+    _refuse(strange)
     floats = [x.name for x in layers if x.is_weighted and max(x.weight_bits, x.activation_bits) > 16]
     if floats:
         raise StageFailedError(
             f"{len(floats)} layers have float weights or inputs: {_some(floats)}; an FPGA computes with "
             "integers of 1 to 16 bits",
             fix="quantize the model for this target first, or say what it would be quantized to: --bits W:A",
+        )
+
+
+def _refuse(strange: Mapping[str, Sequence[str]]) -> None:
+    if strange:
+        raise StageFailedError(
+            "no circuit for " + "; ".join(f"{op} ({_some(names)})" for op, names in sorted(strange.items())),
+            fix="replace these operators, cut the model before them, or choose another target",
         )
 
 
@@ -142,12 +160,10 @@ def _streaming(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple
             )
         units = units_of(layers, fabric, wish.flow, wish.folds)
     else:
-        asked = fabric.clock_mhz * 1e6 / wish.frames_per_second if wish.frames_per_second else None
-        found = search(layers, fabric, asked, wish.flow)
+        found = _searched(layers, fabric, wish)
         units = list(found.units)
     flow = simulate(units, fabric.input_bits)
-    queues = _queues(units, flow.fifo_words, fabric)
-    total = reduce(add, [u.resources for u in units] + queues, Resources())
+    total = reduce(add, (u.resources for u in units), _queues(units, flow.fifo_words, fabric))
     interval = max(u.cycles for u in units)
     reached = fabric.clock_mhz * 1e6 / interval
     missed = ""
@@ -174,16 +190,31 @@ def _uncounted(total: Resources, fabric: FpgaFabric) -> tuple[str, ...]:
     return tuple(name for name, amount in total.items() if amount and name not in limits)
 
 
-def _queues(units: Sequence[Unit], words: Mapping[str, int], fabric: FpgaFabric) -> list[Resources]:
-    """FIFOs of the sides that wait at a join."""
-    joins = {u.layer.name: u.layer for u in units}
-    found = []
-    for name, pixels in words.items():
-        layer = joins[name]
-        channels, bits = layer.out_shape[0], min(layer.activation_bits, 32)
-        lanes = next(u.p for u in units if u.layer.name == name)
-        found.append(circuits.fifo_resources(fabric, pixels * channels // lanes, lanes * bits))
+def _searched(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> Found:
+    """A folding that fits together with the queues that it needs, which are known only when it is."""
+    asked = fabric.clock_mhz * 1e6 / wish.frames_per_second if wish.frames_per_second else None
+    taken = NOTHING
+    for _ in range(_TRIES):
+        found = search(layers, fabric, asked, wish.flow, taken)
+        words = simulate(found.units, fabric.input_bits).fifo_words
+        queues = _queues(found.units, words, fabric)
+        total = reduce(add, (u.resources for u in found.units), queues)
+        nothing_fits = not found.curve  # with the units alone
+        if not words or nothing_fits or all(need.fits for need in needs(total, fabric, wish.flow).values()):
+            break
+        taken = Resources(**{n: max(getattr(taken, n), amount) for n, amount in queues.items()})
     return found
+
+
+def _queues(units: Sequence[Unit], words: Mapping[str, int], fabric: FpgaFabric) -> Resources:
+    """FIFOs of the sides that wait at a join."""
+    by_name = {u.layer.name: u for u in units}
+    total = NOTHING
+    for name, pixels in words.items():
+        layer, lanes = by_name[name].layer, by_name[name].p
+        bits = min(layer.activation_bits, 32)
+        total += circuits.fifo_resources(fabric, pixels * layer.out_shape[0] // lanes, lanes * bits)
+    return total
 
 
 def overlay_of(fabric: FpgaFabric, name: str | None) -> tuple[str, Overlay]:

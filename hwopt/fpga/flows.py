@@ -186,7 +186,9 @@ def _fpgaconvnet_unit(layer: Layer, fabric: FpgaFabric, fold: Fold) -> Unit:
     resources = circuits.matrix_resources(fabric, layer, p, q, in_dsp=in_dsp, weights_in=kind)
     lut = _FPGACONVNET_LUT * resources.lut
     # Its multipliers are not packed.
-    resources = replace(resources, lut=lut, ff=_FPGACONVNET_FF * lut, dsp=float(multipliers) if in_dsp else 0.0)
+    resources = replace(
+        resources, lut=lut, ff=_FPGACONVNET_FF * lut, dsp=float(multipliers) if in_dsp else 0.0
+    )
     if prod(layer.kernel) > 1:
         resources += circuits.window_resources(fabric, layer, min(lanes, layer.in_shape[0]))
     return Unit(

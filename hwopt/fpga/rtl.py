@@ -24,8 +24,8 @@ _FIXES: Final = {
     "vvp": "install Icarus Verilog (apt install iverilog)",
 }
 _FAMILIES: Final = {
-    "xc7": "synth_xilinx -family xc7",
-    "xcup": "synth_xilinx -family xcup",
+    "xc7": "synth_xilinx -family xc7 -nosrl",
+    "xcup": "synth_xilinx -family xcup -nosrl",
     "ecp5": "synth_ecp5",
 }
 _FLIPFLOPS: Final = re.compile(r"FD[RSCP]E(_1)?|TRELLIS_FF|SB_DFF\w*")

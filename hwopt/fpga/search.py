@@ -13,6 +13,7 @@ from functools import reduce
 from itertools import product
 from math import prod
 from operator import add
+from time import monotonic
 from typing import Final
 
 import numpy as np
@@ -22,13 +23,14 @@ from scipy.sparse import csr_matrix
 from hwopt.core.fpga import Flow, FpgaFabric
 from hwopt.errors import StageFailedError
 from hwopt.fpga.bands import upper
-from hwopt.fpga.design import NAMES, Resources, Unit, usable
+from hwopt.fpga.design import NAMES, NOTHING, Resources, Unit, usable
 from hwopt.fpga.flows import options
 from hwopt.fpga.simulate import needed, simulate
 from hwopt.layer_table import Layer
 
 EXACT: Final = 4000  # combinations that are all simulated
 _SECONDS: Final = 2.0  # for one knapsack
+_BUDGET: Final = 3.0  # for all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,11 @@ class Found:
 
 
 def search(
-    layers: Sequence[Layer], fabric: FpgaFabric, interval: float | None = None, flow: Flow = Flow.FINN
+    layers: Sequence[Layer],
+    fabric: FpgaFabric,
+    interval: float | None = None,
+    flow: Flow = Flow.FINN,
+    taken: Resources = NOTHING,
 ) -> Found:
     """Fold a network.
 
@@ -61,15 +67,22 @@ def search(
         interval: cycles between frames that must be kept with the least resources; None asks for the least
             latency that fits.
         flow: whose rules a unit follows.
+        taken: by what lies between the units, such as queues.
     """
     choices = [options(layer, fabric, flow) for layer in layers]
     fastest = max(min(unit.cycles for unit in units) for units in choices)
     intervals = sorted({u.cycles for units in choices for u in units if u.cycles >= fastest})
-    knapsack = _Knapsack(choices, fabric, flow)
+    knapsack = _Knapsack(choices, fabric, flow, taken)
     if interval is not None:
         return _for_interval(knapsack, intervals, interval)
-    low, high = 0, len(intervals) - 1
-    best: tuple[int, list[Unit]] | None = None
+    last = len(intervals) - 1
+    slowest = knapsack.cheapest(intervals[last])
+    if slowest is None:
+        return Found(
+            units=tuple(knapsack.least_short(intervals[last])), exact=False, next_step=None, curve=()
+        )
+    low, high = 0, last - 1
+    best: tuple[int, list[Unit]] = (last, slowest)
     while low <= high:
         middle = (low + high) // 2
         units = knapsack.cheapest(intervals[middle])
@@ -77,9 +90,6 @@ def search(
             best, high = (middle, units), middle - 1
         else:
             low = middle + 1
-    if best is None:
-        units = knapsack.smallest(intervals[-1])
-        return Found(units=tuple(units), exact=False, next_step=None, curve=())
     index, units = best
     combinations = prod(len(c) for c in choices)
     if combinations <= EXACT:
@@ -131,17 +141,29 @@ def _step(knapsack: _Knapsack, units: Sequence[Unit], interval: float) -> Step:
 class _Knapsack:
     """The cheapest unit of every layer under limits."""
 
-    def __init__(self, choices: Sequence[Sequence[Unit]], fabric: FpgaFabric, flow: Flow) -> None:
+    def __init__(
+        self, choices: Sequence[Sequence[Unit]], fabric: FpgaFabric, flow: Flow, taken: Resources
+    ) -> None:
         self.choices, self.fabric = choices, fabric
+        self.until = monotonic() + _BUDGET
         limits = usable(fabric)
         self.names = [n for n in NAMES if n in limits]
         tables = {"lut": fabric.lut_per_lut6}
-        self.limits = np.array([limits[n] / upper(n, flow) / tables.get(n, 1.0) for n in self.names])
+        self.limits = np.array(
+            [
+                max(0.0, limits[n] / upper(n, flow) / tables.get(n, 1.0) - getattr(taken, n))
+                for n in self.names
+            ]
+        )
         self.flat = [unit for units in choices for unit in units]
         self.layer = np.repeat(np.arange(len(choices)), [len(units) for units in choices])
         self.amounts = np.array([[getattr(u.resources, n) for n in self.names] for u in self.flat]).T
         self.cycles = np.array([u.cycles for u in self.flat])
         self.price = (self.amounts / np.maximum(self.limits, 1.0)[:, None]).sum(0)
+
+    def seconds(self) -> float:
+        """For the next knapsack: less where the search has used up its time."""
+        return min(_SECONDS, max(0.2, self.until - monotonic()))
 
     def fits(self, total: Resources) -> bool:
         """Whether the upper end of every resource does."""
@@ -152,10 +174,31 @@ class _Knapsack:
         return self._solve(self.price, interval)
 
     def smallest(self, interval: float) -> list[Unit]:
-        """The cheapest design, whether it fits or not: what is short then follows from it."""
-        found = self._solve(self.price, interval)
-        if found is not None:
-            return found
+        """The cheapest design, or where none fits the one that is short of the least."""
+        return self._solve(self.price, interval) or self.least_short(interval)
+
+    def least_short(self, interval: float) -> list[Unit]:
+        """Stretch all limits by one factor, as little as it takes."""
+        index = np.flatnonzero(self.cycles <= interval)
+        some = self.limits > 0
+        shares = self.amounts[np.ix_(some, index)] / self.limits[some][:, None]
+        none = self.amounts[np.ix_(~some, index)].sum(0) > 0  # takes what the device has not
+        width = len(index) + 1  # the last variable is the factor
+        one = csr_matrix(
+            (np.ones(len(index)), (self.layer[index], np.arange(len(index)))), (len(self.choices), width)
+        )
+        solved = milp(
+            np.append(none.astype(float), 1e-3),
+            constraints=[
+                LinearConstraint(one, 1, 1),
+                LinearConstraint(np.hstack([shares, -np.ones((int(some.sum()), 1))]), -np.inf, 0),
+            ],
+            integrality=np.append(np.ones(len(index)), 0),
+            bounds=Bounds(np.zeros(width), np.append(np.ones(len(index)), np.inf)),
+            options={"time_limit": self.seconds(), "mip_rel_gap": 0.03},
+        )
+        if solved.x is not None:
+            return [self.flat[j] for j in index[solved.x[:-1] > 0.5]]
         allowed = self.cycles <= interval
         return [
             self.flat[min(np.flatnonzero((self.layer == i) & allowed), key=lambda j: float(self.price[j]))]
@@ -187,7 +230,7 @@ class _Knapsack:
             ],
             integrality=np.ones(len(index)),
             bounds=Bounds(0, 1),
-            options={"time_limit": _SECONDS, "mip_rel_gap": 0.01},
+            options={"time_limit": self.seconds(), "mip_rel_gap": 0.01},
         )
         if solved.x is None:
             return None

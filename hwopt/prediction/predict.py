@@ -89,7 +89,7 @@ def predict(
     if hardware.kind is DeviceKind.FPGA:
         raise ConfigError(
             f"{hardware.name} is an FPGA: its design is estimated, not predicted",
-            fix="name it as a target of a pipeline",
+            fix=f"hwopt fpga estimate MODEL --target {hardware.name}",
         )
     _known(found)
     if not found:

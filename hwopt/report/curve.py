@@ -8,7 +8,7 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-from hwopt.report.plot import _line, _number, _text, ticks
+from hwopt.report.plot import line, short, text, ticks
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 120, 16, 40
@@ -44,13 +44,13 @@ def curves(series: Series, x_name: str, y_name: str) -> Markup:
     ]
     for tick in x_ticks:
         parts += [
-            _line(px(tick), TOP, px(tick), HEIGHT - BOTTOM, "grid"),
-            _text(px(tick), HEIGHT - BOTTOM + 16, _number(tick), "middle"),
+            line(px(tick), TOP, px(tick), HEIGHT - BOTTOM, "grid"),
+            text(px(tick), HEIGHT - BOTTOM + 16, short(tick), "middle"),
         ]
     for tick in y_ticks:
         parts += [
-            _line(LEFT, py(tick), WIDTH - RIGHT, py(tick), "grid"),
-            _text(LEFT - 8, py(tick) + 4, _number(tick), "end"),
+            line(LEFT, py(tick), WIDTH - RIGHT, py(tick), "grid"),
+            text(LEFT - 8, py(tick) + 4, short(tick), "end"),
         ]
     for index, (name, points) in enumerate(data.items()):
         points = points[:: max(1, len(points) // 2000)]  # more than there are pixels
@@ -63,10 +63,10 @@ def curves(series: Series, x_name: str, y_name: str) -> Markup:
         )
         label = py(points[-1][1]) + 4 + 14 * index - 7 * (len(data) - 1)
         label = min(max(label, TOP + 8), HEIGHT - BOTTOM)
-        parts.append(_text(px(points[-1][0]) + 6, label, name, "start"))
+        parts.append(text(px(points[-1][0]) + 6, label, name, "start"))
     parts += [
-        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_name, "middle"),
-        _text(LEFT - 50, TOP - 4, y_name, "start"),
+        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_name, "middle"),
+        text(LEFT - 50, TOP - 4, y_name, "start"),
         Markup("</svg>"),
     ]
     return Markup("").join(parts)

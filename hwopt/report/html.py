@@ -6,6 +6,7 @@ from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hwopt.report.devices import across, balance
 from hwopt.report.learning import learning
 from hwopt.report.plot import points, scatter, sensitivity
 from hwopt.report.rows import HEADINGS, Record, choices, percent, sentence, table, warnings
@@ -48,6 +49,8 @@ def page(record: Record) -> str:
         meaning=_MEANING,
         percent=percent,
         sensitivity=sensitivity,
+        across=across(record),
+        balance=balance,
         training=learning(record),
         tiers=sorted({r["tier"] for r in record["results"] if r["tier"]}),
     )

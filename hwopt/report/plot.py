@@ -73,18 +73,18 @@ def scatter(data: Sequence[Point]) -> Markup:
         )
     ]
     for tick in x_ticks:
-        parts.append(_line(px(tick), TOP, px(tick), HEIGHT - BOTTOM, "grid"))
-        parts.append(_text(px(tick), HEIGHT - BOTTOM + 18, _number(tick), "middle"))
+        parts.append(line(px(tick), TOP, px(tick), HEIGHT - BOTTOM, "grid"))
+        parts.append(text(px(tick), HEIGHT - BOTTOM + 18, short(tick), "middle"))
     for tick in y_ticks:
-        parts.append(_line(LEFT, py(tick), WIDTH - RIGHT, py(tick), "grid"))
-        parts.append(_text(LEFT - 8, py(tick) + 4, _number(tick), "end"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "p50 latency, ms", "middle"))
-    parts.append(_text(LEFT, TOP - 12, "accuracy, %", "middle"))
+        parts.append(line(LEFT, py(tick), WIDTH - RIGHT, py(tick), "grid"))
+        parts.append(text(LEFT - 8, py(tick) + 4, short(tick), "end"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "p50 latency, ms", "middle"))
+    parts.append(text(LEFT, TOP - 12, "accuracy, %", "middle"))
     labels: list[tuple[float, float]] = []
     for p in sorted(data, key=lambda p: (-p.y, p.x)):
         kind = f"point {p.tier}" + (" chosen" if p.chosen else "")
-        parts.append(_line(px(p.x_low), py(p.y), px(p.x_high), py(p.y), "whisker"))
-        parts.append(_line(px(p.x), py(p.y_low), px(p.x), py(p.y_high), "whisker"))
+        parts.append(line(px(p.x_low), py(p.y), px(p.x_high), py(p.y), "whisker"))
+        parts.append(line(px(p.x), py(p.y_low), px(p.x), py(p.y_high), "whisker"))
         parts.append(
             Markup('<circle cx="{:.1f}" cy="{:.1f}" r="5" class="{}"/>').format(px(p.x), py(p.y), kind)
         )
@@ -92,7 +92,7 @@ def scatter(data: Sequence[Point]) -> Markup:
         while any(abs(label_y - y) < 14 and abs(px(p.x) - x) < 120 for x, y in labels):
             label_y += 14  # labels of neighbours stand below each other
         labels.append((px(p.x), label_y))
-        parts.append(_text(px(p.x) + 9, label_y, p.name, "start"))
+        parts.append(text(px(p.x) + 9, label_y, p.name, "start"))
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
 
@@ -119,11 +119,11 @@ def sensitivity(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
         )
     ]
     for mark in marks:
-        parts.append(_line(px(mark), TOP, px(mark), height - BOTTOM, "grid"))
-        parts.append(_text(px(mark), height - BOTTOM + 16, _number(mark * 100), "middle"))
-    parts.append(_text((WIDTH + left) / 2, height - 6, "accuracy lost, pp", "middle"))
+        parts.append(line(px(mark), TOP, px(mark), height - BOTTOM, "grid"))
+        parts.append(text(px(mark), height - BOTTOM + 16, short(mark * 100), "middle"))
+    parts.append(text((WIDTH + left) / 2, height - 6, "accuracy lost, pp", "middle"))
     for layer in layers:
-        parts.append(_text(left - 8, py(layer) + 4, layer[-20:], "end"))
+        parts.append(text(left - 8, py(layer) + 4, layer[-20:], "end"))
     for row in rows:
         parts.append(
             Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="point measured"/>').format(
@@ -146,15 +146,20 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
 
-def _number(value: float) -> str:
+def short(value: float) -> str:
+    """Six digits at most."""
     return f"{value:.6g}"
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    """An SVG line of a class."""
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
         x1, y1, x2, y2, kind
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, escape(text))
+def text(x: float, y: float, words: str, anchor: str) -> Markup:
+    """An SVG text, escaped."""
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        x, y, anchor, escape(words)
+    )

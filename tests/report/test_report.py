@@ -47,7 +47,7 @@ def test_page_is_whole_and_fetches_nothing(digits_run: DigitsRun) -> None:
     assert parser.stack == []
     assert parser.fetched == []
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<svg") == 5  # two targets, three of the training
+    assert page.count("<svg") == 9  # two targets and both together, three designs, three of the training
     for words in ("PASS", "slim-qat", "estimated", "What was not checked", "QLinearConv"):
         assert words in page
 
@@ -165,7 +165,7 @@ def test_pruning_says_what_it_reached_and_what_zeros_brought(digits_run: DigitsR
         "one group of channels",
     ):
         assert words in page
-    assert page.count("<svg") == 6  # three of the versions, three of the training
+    assert page.count("<svg") == 10  # four of the versions, three designs, three of the training
 
 
 def test_the_cost_of_training_is_stated(digits_run: DigitsRun) -> None:
