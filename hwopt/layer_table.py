@@ -101,6 +101,7 @@ class Layer:
     out_shape: Shape
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)  # at the top and at the left
     pad_after: tuple[int, int] = (0, 0)  # at the bottom and at the right
     groups: int = 1
@@ -121,6 +122,12 @@ class Layer:
     def columns(self) -> int:
         """Inputs of the weight matrix (MW): kernel area times input channels of a group."""
         return self.kernel[0] * self.kernel[1] * self.in_shape[0] // self.groups
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns that a window spans."""
+        (tall, wide), (down, across) = self.kernel, self.dilation
+        return ((tall - 1) * down + 1, (wide - 1) * across + 1)
 
     @property
     def pixels(self) -> int:
@@ -177,6 +184,14 @@ class _Reader:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
         self.constants = {i.name: i for i in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant":
+                stored = next((a.t for a in node.attribute if a.name == "value"), None)
+                if stored is not None:
+                    self.constants[node.output[0]] = stored
+        taken = [node.name for node in graph.node if node.name]
+        self.unique = {name for name in taken if taken.count(name) == 1} if len(taken) < 5000 else set(taken)
+        self.stored: dict[str, bool] = {}
         self.maker = {output: node for node in graph.node for output in node.output}
         self.users: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
@@ -201,10 +216,14 @@ class _Reader:
     def kind(self, node: onnx.NodeProto) -> LayerKind | None:
         if node.op_type == "Conv":
             weight = self.shape(node.input[1])
+            if len(weight) not in {3, 4}:
+                return LayerKind.OTHER  # three spatial axes
             depthwise = weight[1] == 1 and _attribute(node, "group", 1) == weight[0] > 1
             return LayerKind.DEPTHWISE if depthwise else LayerKind.CONV
         if node.op_type in _FREE or (node.op_type == "Concat" and not list(self.data_inputs(node))):
             return None
+        if node.op_type.endswith("Pool") and len(_attribute(node, "kernel_shape", [])) > 2:
+            return LayerKind.OTHER
         if node.op_type == "Resize" and _attribute(node, "mode", b"nearest") == b"nearest":
             return LayerKind.UPSAMPLE
         return _KINDS.get(node.op_type, LayerKind.OTHER)
@@ -215,18 +234,28 @@ class _Reader:
                 f"the shape of {name!r} is not known",
                 fix="export the model with fixed sizes for all axes but the batch",
             )
+        if 0 in self.shapes[name]:
+            raise StageFailedError(
+                f"{name!r} has an axis of size 0", fix="export the model with its real sizes"
+            )
         return self.shapes[name]
+
+    def name(self, node: onnx.NodeProto) -> str:
+        """Of a node, or of its output where two nodes share a name."""
+        return str(node.name if node.name in self.unique else node.output[0])
 
     def layer(self, node: onnx.NodeProto, kind: LayerKind) -> Layer:
         in_shape = _as_planes(_without_batch(self.shape(node.input[0])), kind)
         out_shape = _as_planes(_without_batch(self.shape(node.output[0])), kind)
+        if kind is LayerKind.UPSAMPLE and any(o % i for o, i in zip(out_shape, in_shape, strict=False)):
+            kind = LayerKind.OTHER  # not by repeating pixels
         fields: dict[str, Any] = {}
         if kind in {LayerKind.CONV, LayerKind.DEPTHWISE}:
             weight = self.shape(node.input[1])
             fields = {
                 "kernel": _pair(weight[2:], 1),
                 "stride": _pair(_attribute(node, "strides", [1]), 1),
-                **_pads(node),
+                "dilation": _pair(_attribute(node, "dilations", [1] * len(weight[2:])), 1),
                 "groups": _attribute(node, "group", 1),
                 "macs": prod(weight[1:]) * prod(out_shape),
                 "weights": prod(weight),
@@ -240,15 +269,17 @@ class _Reader:
             fields = {
                 "kernel": _pair(kernel, 1),
                 "stride": _pair(_attribute(node, "strides", [1] * len(kernel)), 1),
-                **_pads(node),
+                "dilation": _pair(_attribute(node, "dilations", [1] * len(kernel)), 1),
                 "groups": in_shape[0],
             }
         elif node.op_type in {"ConvTranspose", "Einsum"}:
             fields = {"macs": self.products(node)}
+        if "stride" in fields:
+            fields |= _pads(node, in_shape, out_shape, fields)
         weighted = "weights" in fields
         stored = [not self.is_activation(name) for name in node.input[:2]]
         return Layer(
-            name=node.name or node.output[0],
+            name=self.name(node),
             op=node.op_type,
             kind=kind,
             inputs=tuple(dict.fromkeys(self.source(name) for name in self.data_inputs(node))),
@@ -267,12 +298,21 @@ class _Reader:
         return [name for name in node.input[:count] if self.is_activation(name)]
 
     def is_activation(self, name: str) -> bool:
-        """Whether a tensor depends on the network's input, and is not stored in the file."""
-        while (node := self.maker.get(name)) is not None:
-            if node.op_type == "Constant" or not node.input:
-                return False
-            name = node.input[0]
-        return name not in self.constants
+        """Whether a tensor depends on the network's input: one that is made of stored tensors alone does not."""
+        waiting = [name]
+        while waiting:
+            top = waiting[-1]
+            node = self.maker.get(top)
+            parts = [n for n in node.input if n] if node is not None else []
+            if top in self.stored:
+                waiting.pop()
+            elif node is None or not parts:
+                self.stored[top] = top in self.constants or node is not None
+            elif all(n in self.stored for n in parts):
+                self.stored[top] = all(self.stored[n] for n in parts)
+            else:
+                waiting += [n for n in parts if n not in self.stored]
+        return not self.stored[name]
 
     def products(self, node: onnx.NodeProto) -> int:
         """Multiply-accumulates of the operators that no cost model prices so far."""
@@ -288,33 +328,43 @@ class _Reader:
         """The layer that a tensor comes from, through free operators; the empty string is the input."""
         while (node := self.maker.get(name)) is not None:
             if self.kind(node) is not None:
-                return str(node.name or node.output[0])
+                return self.name(node)
             name = node.input[0]
         return ""
 
     def bits(self, name: str) -> int:
         """Width of a tensor's codes, looked up through its DequantizeLinear; 32 for float."""
         node = self.maker.get(name)
-        while node is not None and node.op_type in {"Reshape", "Flatten", "Transpose", "MaxPool", "Identity"}:
+        while node is not None and node.op_type in {*_VIEWS, "MaxPool", "Relu"}:
             node = self.maker.get(node.input[0])
-        if node is not None and node.op_type in _QUANT:
+        if node is None:
+            return _FLOAT_BITS
+        if node.op_type in _QUANT:
             return self.quant_bits(node)
-        if node is None or node.op_type != "DequantizeLinear":
+        if node.op_type == "Concat":
+            return max(self.bits(side) for side in node.input)
+        if node.op_type != "DequantizeLinear":
             return _FLOAT_BITS
         stored = self.constants.get(node.input[0])
         if stored is not None:
             return _bits_of(numpy_helper.to_array(stored))
         quantize = self.maker.get(node.input[0])
-        if quantize is None:
+        if quantize is None or quantize.op_type != "QuantizeLinear":
             return _FLOAT_BITS
+        return min(self.clipped_bits(quantize), self.container(quantize))
+
+    def clipped_bits(self, quantize: onnx.NodeProto) -> int:
+        """Width of the codes that a clip before a quantizer leaves; 32 without one."""
         clip = self.maker.get(quantize.input[0])
-        if clip is not None and clip.op_type == "Clip" and all(i in self.constants for i in clip.input[1:3]):
-            ends = [float(numpy_helper.to_array(self.constants[i])) for i in clip.input[1:3]]
-            scale = float(numpy_helper.to_array(self.constants[quantize.input[1]]))
-            codes = round((ends[1] - ends[0]) / scale) + 1
-            bits = max(1, int(np.ceil(np.log2(codes))))
-            return min(bits, self.container(quantize))
-        return self.container(quantize)
+        ends = (
+            [name for name in clip.input[1:3] if name] if clip is not None and clip.op_type == "Clip" else []
+        )
+        if len(ends) < 2 or any(name not in self.constants for name in (*ends, quantize.input[1])):
+            return _FLOAT_BITS
+        low, high = (float(numpy_helper.to_array(self.constants[name])) for name in ends)
+        scale = numpy_helper.to_array(self.constants[quantize.input[1]])
+        steps = (high - low) / float(np.max(scale))
+        return max(1, int(np.ceil(np.log2(round(steps) + 1)))) if 0 < steps < 2**_FLOAT_BITS else _FLOAT_BITS
 
     def container(self, quantize: onnx.NodeProto) -> int:
         """Width of the integers that a QuantizeLinear gives."""
@@ -368,7 +418,21 @@ def _pair(values: Sequence[int], missing: int) -> tuple[int, int]:
     return (values[0], values[1]) if len(values) == 2 else (missing, values[-1])
 
 
-def _pads(node: onnx.NodeProto) -> dict[str, tuple[int, int]]:
+def _pads(
+    node: onnx.NodeProto, in_shape: Shape, out_shape: Shape, fields: Mapping[str, Any]
+) -> dict[str, tuple[int, int]]:
+    """Padding before and after, as the file says it or as ``auto_pad`` comes to."""
+    auto = _attribute(node, "auto_pad", b"NOTSET")
+    if auto in {b"SAME_UPPER", b"SAME_LOWER"}:
+        less, more = [], []
+        for axis in (0, 1):
+            span = (fields["kernel"][axis] - 1) * fields["dilation"][axis] + 1
+            steps = (out_shape[axis + 1] - 1) * fields["stride"][axis]
+            total = max(0, steps + span - in_shape[axis + 1])
+            less.append(total // 2)
+            more.append(total - total // 2)
+        first, second = (less, more) if auto == b"SAME_UPPER" else (more, less)
+        return {"padding": (first[0], first[1]), "pad_after": (second[0], second[1])}
     pads = _attribute(node, "pads", [0, 0])
     half = len(pads) // 2
     return {"padding": _pair(pads[:half], 0), "pad_after": _pair(pads[half:], 0)}
@@ -399,7 +463,7 @@ def foreign(model: onnx.ModelProto) -> Mapping[str, list[str]]:
     reader = _Reader(model.graph)
     result: dict[str, list[str]] = {}
     for node in model.graph.node:
-        name = node.name or node.output[0]
+        name = reader.name(node)
         if node.op_type not in {*_KINDS, *_FREE, "Conv", "Resize"} or (
             node.op_type == "Resize" and reader.kind(node) is LayerKind.OTHER
         ):

@@ -52,6 +52,10 @@ def wish_of(
                 f"the folding of {name} has {unknown[0]!r}", fix=f"its keys are {', '.join(known)}"
             )
         folds[name] = replace(Fold(), **dict[str, Any](given))
+    if layout not in set(Layout) or flow not in set(Flow):
+        raise ConfigError(
+            f"no layout {layout!r} or no flow {flow!r}", fix=f"{', '.join(Layout)}; {', '.join(Flow)}"
+        )
     return Wish(
         layout=Layout(layout),
         flow=Flow(flow),
@@ -145,6 +149,7 @@ def explore(
                 "fits",
                 "short",
                 "missed",
+                "not_judged",
                 "latency_ms",
                 "interval_cycles",
                 "frames_per_second",

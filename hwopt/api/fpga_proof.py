@@ -29,8 +29,6 @@ from hwopt.fpga.wiring import Wires
 from hwopt.model_check import check_model
 from hwopt.plugins import load_reference, resolve
 
-_FAMILY = {"ecp5-85": "ecp5"}
-
 
 def as_written(model: Path, hardware: HardwareProfile, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """The file's own Q/DQ arithmetic in float, without a runtime's optimization."""
@@ -144,9 +142,12 @@ def prove(
         for name, part in parts.items():
             progress(f"{name} …")
             found[name] = _or_reason(part)
-    ran = [found["emulation"], found["csim"], found["verilog"].get("simulation", {"skipped": ""})]
-    checked = [p for p in ran if "skipped" not in p and "failed" not in p]
-    found["proven"] = bool(checked) and all(p["identical"] == p["samples"] for p in checked)
+    verilog = found["verilog"]
+    outside = [p for p in (found["csim"], verilog.get("simulation", {})) if "identical" in p]
+    compared = [found["emulation"], *outside, *([verilog["interpreter"]] if "interpreter" in verilog else [])]
+    failed = [p for p in (found["csim"], verilog, *verilog.values()) if isinstance(p, dict) and "failed" in p]
+    # The emulation is ours: without a tool of others beside it nothing is proven.
+    found["proven"] = bool(outside) and not failed and all(p["identical"] == p["samples"] for p in compared)
     found["not_proven"] = [
         {"part": name, **{k: p[k] for k in ("skipped", "failed", "fix") if k in p}}
         for name, p in (("csim", found["csim"]), ("verilog", found["verilog"]), *found["verilog"].items())
@@ -195,14 +196,21 @@ def _verilog(
 ) -> dict[str, Any]:
     wires = Wires(path)
     project = rtl.write(wires, folder / "verilog")
-    family = _FAMILY.get(hardware.name, "xc7")
 
     def simulation() -> dict[str, Any]:
         found = rtl.simulate(project, wires.codes(x))
         return {"tier": Tier.MEASURED.value, "tool": rtl.version("iverilog"), **agreement(found, reference)}
 
     def synthesis() -> dict[str, Any]:
+        fabric = hardware.fpga
+        family = fabric.yosys if fabric else None
+        if fabric is None or family is None:
+            raise EngineMissingError(
+                f"Yosys maps to no family of {hardware.name}",
+                fix="synthesize verilog/ with the vendor's tool",
+            )
         counted = rtl.synthesize(project, family)
+        predicted = project.predicted_lut * fabric.lut_per_lut6
         return {
             "tier": Tier.COMPILED.value,
             "tool": counted.tool,
@@ -213,7 +221,7 @@ def _verilog(
             "bram": counted.bram,
             "cells": dict(counted.cells),
             "over_estimate": {
-                "lut": counted.lut / project.predicted_lut,
+                "lut": counted.lut / predicted if predicted else None,
                 "ff": counted.ff / project.predicted_ff if project.predicted_ff else None,
             },
         }

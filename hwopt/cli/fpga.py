@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 import hwopt
 from hwopt.cli.console import json_option, print_json, progress, quiet_option
+from hwopt.config.yaml_text import parse, read_text
 from hwopt.errors import ConfigError
 
 _LAYOUTS = ("streaming", "overlay", "unrolled")
@@ -41,21 +41,21 @@ def _pair(text: str) -> tuple[int, int]:
 def _folding(path: Path | None) -> dict[str, dict[str, int]] | None:
     if path is None:
         return None
-    try:
-        value = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the folding: {error}", where=str(path)) from error
+    value = parse(read_text(path), path).value
     fine = isinstance(value, dict) and all(
-        isinstance(v, dict) and all(isinstance(n, int) for n in v.values()) for v in value.values()
+        isinstance(layer, str)
+        and isinstance(fold, dict)
+        and all(isinstance(key, str) and isinstance(n, int) for key, n in fold.items())
+        for layer, fold in value.items()
     )
-    if not fine:
+    if not fine or not value:
         raise ConfigError(
             "a folding is a mapping of layers",
             where=str(path),
             fix="write LAYER: {pe: 4, simd: 8} or {reuse: 16}",
         )
-    found: dict[str, dict[str, int]] = value
-    return found
+    found: Any = value
+    return dict[str, dict[str, int]](found)
 
 
 def _wishes(**given: Any) -> dict[str, Any]:
@@ -203,9 +203,16 @@ def explore(
             f"{_time(row['latency_ms']['p50']):>10s} {row['frames_per_second']:>11,.0f}  "
             f"{need['lut']['high']:>10,.0f}  {need['dsp']['high'] if 'dsp' in need else 0:>6,.0f} "
             f"{need['bram']['high'] if 'bram' in need else 0:>6,.0f}   "
-            + ("yes" if row["fits"] else "no: " + "; ".join(row["short"]))
+            + _verdict(row)
             + ("  ← front" if row["front"] else "")
         )
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if row["fits"]:
+        return "yes"
+    lacking = [*row["short"], *([row["missed"]] if row["missed"] else [])]
+    return "no: " + "; ".join(lacking) if lacking else f"not judged: {', '.join(row['not_judged'])}"
 
 
 inputs_option = click.option("--inputs", type=click.Path(path_type=Path), help="npz with the model's input.")
@@ -217,13 +224,18 @@ samples_option = click.option("--samples", type=click.IntRange(1), default=256, 
 @inputs_option
 @samples_option
 @json_option
-def emulate(model: Path, inputs: Path | None, samples: int, as_json: bool) -> None:
-    """Run a quantized model in integers and shifts, bit by bit, beside the file as written."""
+def emulate(model: Path, inputs: Path | None, samples: int, as_json: bool) -> int:
+    """Run a quantized model in integers and shifts, bit by bit, beside the file as written.
+
+    Exit code 5 if the two differ anywhere.
+    """
     found = hwopt.fpga_emulate(model, inputs=inputs, samples=samples)
+    part = found["emulation"]
     if as_json:
         print_json(found)
-        return
-    _compared("emulation against the file as written", found["emulation"])
+    else:
+        _compared("emulation against the file as written", part)
+    return 0 if part["identical"] == part["samples"] else _STAGE_FAILED
 
 
 def _compared(title: str, part: dict[str, Any]) -> None:
@@ -294,12 +306,16 @@ def _proof(found: dict[str, Any]) -> None:
     made = verilog["synthesis"]
     if "lut" in made:
         click.echo(
-            f"synthesis (compiled): {made['lut']:,} LUT ({made['over_estimate']['lut'] - 1:+.1%} of the estimate), "
-            f"{made['ff']:,} FF ({made['over_estimate']['ff'] - 1:+.1%}), {made['dsp']} DSP, {made['bram']} BRAM; "
+            f"synthesis (compiled): {made['lut']:,} LUT ({_over(made['over_estimate']['lut'])} of the estimate), "
+            f"{made['ff']:,} FF ({_over(made['over_estimate']['ff'])}), {made['dsp']} DSP, {made['bram']} BRAM; "
             f"{made['tool']}, {made['family']}"
         )
     else:
         _compared("synthesis", made)
+
+
+def _over(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio - 1:+.1%}"
 
 
 @fpga.command()
@@ -312,6 +328,10 @@ def qonnx(model: Path, output: Path, as_json: bool) -> None:
     """Write a quantized model as QONNX, for FINN, hls4ml and Brevitas."""
     if not output.absolute().parent.is_dir():
         raise ConfigError("no such folder", where=str(output.absolute().parent), fix="make it first")
+    if output.is_dir() or (output.exists() and model.exists() and output.samefile(model)):
+        raise ConfigError(
+            "the output is a folder or the model itself", where=str(output), fix="name another file"
+        )
     found = hwopt.fpga_qonnx(model, output)
     if as_json:
         print_json(found)

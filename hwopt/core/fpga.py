@@ -63,8 +63,6 @@ class Power(Settings):
 
     static_w: NonNegativeFloat | None = None  # of the chip, nothing toggling
     board_w: NonNegativeFloat | None = None  # of the whole board while a design of usual size runs
-    pj_per_mac: Mapping[str, PositiveFloat] = Field(default_factory=dict)  # by type, such as int8
-    pj_per_bram_bit: NonNegativeFloat | None = None
     pj_per_dram_bit: NonNegativeFloat | None = None
 
 
@@ -120,6 +118,7 @@ class FpgaFabric(Settings):
     shell: Mapping[ResourceName, NonNegativeInt] = Field(
         default_factory=dict
     )  # taken by what feeds the design
+    yosys: Literal["xc7", "xcup", "ecp5", "ice40"] | None = None  # family that open synthesis maps to
     max_stream_bits: PositiveInt = 36  # widest weight stream of one processing element
     input_bits: PositiveInt = 64  # of the input stream, a cycle
     power: Power = Power()

@@ -28,16 +28,6 @@ def matrix_cycles(mh: int, mw: int, p: int, q: int, pixels: int) -> int:
     return (mh // p) * (mw // q) * pixels
 
 
-def reuse_cycles(reuse: int, pixels: int, overhead: int = 5) -> int:
-    """Cycles of an hls4ml layer for one frame: each pixel takes its reuse factor and the pipeline around it.
-
-    Reference:
-        hls4ml nnet_conv2d_stream.h: a pixel is shifted in and multiplied in one loop of RF steps; the overhead
-        of 5 to 6 cycles is in its synthesis reports (Keb-L/hls4ml-data).
-    """
-    return pixels * (reuse + overhead)
-
-
 def accumulator_bits(mw: int, w: int, a: int) -> int:
     """Bits that hold a sum of MW products: log2(MW) + W + A - 1.
 
@@ -56,13 +46,18 @@ def packing(fabric: FpgaFabric, w: int, a: int) -> float:
     return 1 / (ceil(w / wide.weight_bits) * ceil(a / wide.activation_bits))
 
 
-def dsp_blocks(fabric: FpgaFabric, p: int, q: int, w: int, a: int) -> int:
+def dsp_blocks(fabric: FpgaFabric, p: int, q: int, w: int, a: int, *, shared: bool = True) -> int:
     """DSP blocks of P × Q multipliers; products that share a block share an activation, so they lie along P.
+
+    Args:
+        shared: whether the rows share their inputs; those of a depthwise layer do not.
 
     Reference:
         FINN finn-rtllib/mvu: mvu_4sx4u.sv packs four, mvu_8sx8u_dsp48.sv two.
     """
     macs = packing(fabric, w, a)
+    if macs > 1 and not shared:
+        macs = 1.0
     return ceil(p / macs) * q if macs >= 1 else round(p * q / macs)
 
 
@@ -104,7 +99,7 @@ def matrix_resources(
     ff = FF_PER_LUT * lut
     words, bits = max(1, layer.rows * layer.columns // (p * q)), p * q * w
     memory = store(fabric, words, bits, weights_in)
-    dsp = dsp_blocks(fabric, p, q, w, a) if in_dsp else 0
+    dsp = dsp_blocks(fabric, p, q, w, a, shared=layer.groups == 1) if in_dsp else 0
     return Resources(lut=lut, ff=ff, dsp=dsp) + memory
 
 
@@ -143,7 +138,7 @@ def window_words(layer: Layer) -> int:
     Reference:
         FINN rtl/convolutioninputgenerator_rtl.py, buffer depth.
     """
-    return (layer.kernel[0] - 1) * layer.in_shape[-1] + layer.kernel[1]
+    return (layer.reach[0] - 1) * layer.in_shape[-1] + layer.reach[1]
 
 
 def window_resources(fabric: FpgaFabric, layer: Layer, lanes: int) -> Resources:
@@ -155,7 +150,7 @@ def window_resources(fabric: FpgaFabric, layer: Layer, lanes: int) -> Resources:
     if prod(layer.kernel) == 1:
         return Resources()
     words = max(1, layer.in_shape[-1] * layer.in_shape[0] // lanes)
-    bits, rows = lanes * layer.activation_bits, max(1, layer.kernel[0] - 1)
+    bits, rows = lanes * layer.activation_bits, max(1, layer.reach[0] - 1)
     kind = "lutram" if words <= LUTRAM_DEPTH else "bram"
     one = store(fabric, words, bits, kind)
     return Resources(lut=_WINDOW_LUT + rows * one.lut, ff=FF_PER_LUT * _WINDOW_LUT, bram=rows * one.bram)

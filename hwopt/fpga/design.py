@@ -159,3 +159,9 @@ def needs(total: Resources, fabric: FpgaFabric, flow: str) -> dict[str, Need]:
             available=float(whole[name] or 0),
         )
     return found
+
+
+def uncounted(total: Resources, fabric: FpgaFabric) -> tuple[str, ...]:
+    """Resources that the design takes and whose number on the device no source gives."""
+    limits = usable(fabric)
+    return tuple(name for name, amount in total.items() if amount and name not in limits)

@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 from hwopt.errors import ConfigError, StageFailedError
 
 Int = npt.NDArray[np.int64]
+_FAR: Final = 2.0**40  # bounds beyond are no bounds
 _EXACT: Final = 2**53  # products are summed in float64, which holds every integer up to here
 
 
@@ -81,7 +82,7 @@ class Circuit:
             taken = [values[name] if name else None for name in node.input]
             try:
                 values[node.output[0]] = _OPERATORS[node.op_type](taken, attributes)
-            except _NotExactError as error:
+            except NotExactError as error:
                 raise ConfigError(
                     f"{node.op_type} {node.name or node.output[0]}: {error}", fix=error.fix
                 ) from None
@@ -92,7 +93,9 @@ class Circuit:
         return [_as_float(values[value.name]) for value in self.graph.output]
 
 
-class _NotExactError(Exception):
+class NotExactError(Exception):
+    """What no integer arithmetic expresses; becomes a ConfigError where the operator is known."""
+
     def __init__(self, text: str, fix: str | None = None) -> None:
         super().__init__(text)
         self.fix = fix
@@ -106,12 +109,12 @@ def exponent_of(scale: npt.ArrayLike) -> Int:
     """The powers of two that scales are.
 
     Raises:
-        _NotExactError: one is not.
+        NotExactError: one is not.
     """
     mantissa, exponent = np.frexp(np.asarray(scale, np.float64))
     if not (mantissa == 0.5).all():
         worst = float(np.asarray(scale).ravel()[int(np.argmax(mantissa.ravel() != 0.5))])
-        raise _NotExactError(
+        raise NotExactError(
             f"the scale {worst:g} is no power of two, and a shift cannot apply it",
             "quantize for an FPGA profile, whose scales are powers of two",
         )
@@ -129,8 +132,8 @@ def divide_half_even(m: Int, divisor: Int | int) -> Int:
 
 def _along(values: Int, axis: int, ndim: int) -> Int:
     """Per-channel values in the shape that broadcasts along ``axis``."""
-    if values.ndim == 0:
-        return values
+    if values.size == 1:
+        return values.reshape(())
     shape = [1] * ndim
     shape[axis] = -1
     return values.reshape(shape)
@@ -138,19 +141,55 @@ def _along(values: Int, axis: int, ndim: int) -> Int:
 
 def _quantize(taken: list[Any], attributes: Attributes) -> Any:
     x, scale = taken[0], taken[1]
-    zero = taken[2] if len(taken) > 2 else np.uint8(0)
-    kind = np.asarray(zero).dtype
-    e = _along(
-        exponent_of(scale), int(attributes.get("axis", 1)), np.ndim(x.m if isinstance(x, Fixed) else x)
-    )
+    low, high = code_range(zero_of(taken, attributes).dtype)
+    zero = zero_of(taken, attributes).astype(np.int64)
+    axis, ndim = int(attributes.get("axis", 1)), np.ndim(x.m if isinstance(x, Fixed) else x)
+    e, zero = _along(exponent_of(scale), axis, ndim), _along(zero, axis, ndim)
     if isinstance(x, Fixed):
         shift = x.e - e  # the code is m·2^shift / d
-        left = np.maximum(shift, 0)
-        codes = divide_half_even(x.m << left, x.d * (np.int64(1) << np.maximum(-shift, 0)))
+        left = _shifted(x.m, np.maximum(shift, 0))
+        codes = divide_half_even(left, _shifted(np.asarray(x.d), np.maximum(-shift, 0)))
     else:
-        codes = np.rint(np.ldexp(np.asarray(x, np.float64), (-e).astype(np.int32))).astype(np.int64)
-    low, high = _range(kind)
-    return _Codes(np.clip(codes + np.asarray(zero).astype(np.int64), low, high))
+        if np.isnan(x).any():
+            raise NotExactError("an input is NaN", "give finite inputs")
+        real = np.ldexp(np.asarray(x, np.float64), (-e).astype(np.int32))
+        codes = np.clip(np.rint(real), low - zero, high - zero).astype(np.int64)
+    return _Codes(np.clip(codes + zero, low, high))
+
+
+_CONTAINERS: Final[dict[int, type]] = {
+    onnx.TensorProto.UINT8: np.uint8,
+    onnx.TensorProto.INT8: np.int8,
+    onnx.TensorProto.UINT16: np.uint16,
+    onnx.TensorProto.INT16: np.int16,
+}
+
+
+def zero_of(taken: list[Any], attributes: Attributes) -> npt.NDArray[Any]:
+    """The zero point of a quantizer, whose type is that of the codes; ONNX takes uint8 where nothing is said."""
+    if len(taken) > 2 and taken[2] is not None:
+        return np.asarray(taken[2])
+    asked = int(attributes.get("output_dtype", 0)) or onnx.TensorProto.UINT8
+    if asked not in _CONTAINERS:
+        raise NotExactError("output_dtype is of no 8 or 16 bits", "give a zero point of the type")
+    return np.zeros((), _CONTAINERS[asked])
+
+
+def _shifted(m: Int, by: Int) -> Int:
+    """``m << by`` with room to spare.
+
+    Raises:
+        StageFailedError: a mantissa would leave 62 bits.
+    """
+    if m.size and np.size(by):
+        most = int(np.abs(m).max())
+        if most and most.bit_length() + int(np.max(by)) > 62:
+            raise StageFailedError(
+                "scales of one sum lie too far apart for 62 bits",
+                fix="quantize with scales nearer to each other",
+            )
+    found: Int = m << np.minimum(by, 62)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +199,8 @@ class _Codes:
     values: Int
 
 
-def _range(kind: np.dtype[Any]) -> tuple[int, int]:
+def code_range(kind: np.dtype[Any]) -> tuple[int, int]:
+    """Least and greatest code of an integer type, those of 4 bits included."""
     name = kind.name
     bits = int("".join(c for c in name if c.isdigit()))
     return (0, 2**bits - 1) if name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -171,16 +211,16 @@ def _dequantize(taken: list[Any], attributes: Attributes) -> Fixed:
     axis = int(attributes.get("axis", 1))
     zero = np.asarray(taken[2]).astype(np.int64) if len(taken) > 2 and taken[2] is not None else np.int64(0)
     if attributes.get("block_size"):
-        raise _NotExactError("scales of blocks have no shift each", "quantize with one scale a channel")
+        raise NotExactError("scales of blocks have no shift each", "quantize with one scale a channel")
     e = _along(exponent_of(taken[1]), axis, stored.ndim)
     return Fixed(stored - _along(np.asarray(zero), axis, stored.ndim), e)
 
 
 def _exact(x: Any, op: str) -> Fixed:
     if not isinstance(x, Fixed):
-        raise _NotExactError(f"an input of {op} is not quantized", "quantize every layer of the model")
+        raise NotExactError(f"an input of {op} is not quantized", "quantize every layer of the model")
     if x.d != 1:
-        raise _NotExactError(f"an average enters {op} unrounded", "put a quantizer behind the average")
+        raise NotExactError(f"an average enters {op} unrounded", "put a quantizer behind the average")
     return x
 
 
@@ -189,11 +229,13 @@ def _one_exponent(x: Fixed) -> Fixed:
     if x.e.size == 1:
         return Fixed(x.m, x.e.reshape(()), x.d)
     least = x.e.min()
-    return Fixed(x.m << (x.e - least), np.asarray(least), x.d)
+    return Fixed(_shifted(x.m, x.e - least), np.asarray(least), x.d)
 
 
-def _checked(product: npt.NDArray[np.float64]) -> Int:
-    if product.size and np.abs(product).max() >= _EXACT:
+def _checked(product: npt.NDArray[np.float64], x: Fixed, w: Fixed) -> Int:
+    # No partial sum can be greater than all products with one sign.
+    terms = w.m.size // max(1, w.m.shape[0] if w.m.ndim > 1 else 1)
+    if x.m.size and float(np.abs(x.m).max()) * float(np.abs(w.m).max()) * max(terms, w.m.shape[0]) >= _EXACT:
         raise StageFailedError("an accumulator passes 53 bits", fix="quantize to fewer bits")
     return product.astype(np.int64)
 
@@ -202,15 +244,15 @@ def _bias(total: Fixed, bias: Any, axis: int) -> Fixed:
     if bias is None:
         return total
     if not isinstance(bias, Fixed):
-        raise _NotExactError("the bias is a float", "quantize with bias: int32")
-    e = np.asarray(bias.e).reshape(-1) if bias.e.size > 1 else bias.e.reshape(())
+        raise NotExactError("the bias is a float", "quantize with bias: int32")
+    e = bias.e.reshape(-1) if bias.e.size > 1 else bias.e.reshape(())
     summand = Fixed(_along(bias.m, axis, total.m.ndim), _along(e, axis, total.m.ndim))
     return _sum(total, summand)
 
 
 def _sum(a: Fixed, b: Fixed) -> Fixed:
     e = np.minimum(a.e, b.e)
-    return Fixed((a.m << (a.e - e)) + (b.m << (b.e - e)), e)
+    return Fixed(_shifted(a.m, a.e - e) + _shifted(b.m, b.e - e), e)
 
 
 def _conv(taken: list[Any], attributes: Attributes) -> Fixed:
@@ -218,7 +260,7 @@ def _conv(taken: list[Any], attributes: Attributes) -> Fixed:
     dims = x.m.ndim - 2
     pads = list(attributes.get("pads", [0] * 2 * dims))
     if attributes.get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}:
-        raise _NotExactError("auto_pad is not read", "export with explicit pads")
+        raise NotExactError("auto_pad is not read", "export with explicit pads")
     widths = [(0, 0), (0, 0), *zip(pads[:dims], pads[dims:], strict=True)]
     padded = torch.from_numpy(np.pad(x.m, widths).astype(np.float64))
     weight = torch.from_numpy(w.m.astype(np.float64))
@@ -231,7 +273,7 @@ def _conv(taken: list[Any], attributes: Attributes) -> Fixed:
         groups=int(attributes.get("group", 1)),
     )
     e = x.e + (_along(w.e.reshape(-1), 1, x.m.ndim) if w.e.size > 1 else w.e.reshape(()))
-    return _bias(Fixed(_checked(found.numpy()), e), taken[2] if len(taken) > 2 else None, 1)
+    return _bias(Fixed(_checked(found.numpy(), x, w), e), taken[2] if len(taken) > 2 else None, 1)
 
 
 def _product(x: Fixed, w: Fixed, axis: int) -> Fixed:
@@ -239,7 +281,7 @@ def _product(x: Fixed, w: Fixed, axis: int) -> Fixed:
     x = _one_exponent(x)
     if w.e.size > 1 and w.e.shape[axis] == 1:
         w = _one_exponent(w)  # scales along the sum cannot leave it
-    found = _checked(x.m.astype(np.float64) @ w.m.astype(np.float64))
+    found = _checked(x.m.astype(np.float64) @ w.m.astype(np.float64), x, w)
     return Fixed(found, x.e + (w.e.reshape(-1) if w.e.size > 1 else w.e.reshape(())))
 
 
@@ -249,7 +291,7 @@ def _gemm(taken: list[Any], attributes: Attributes) -> Fixed:
         or attributes.get("beta", 1.0) != 1.0
         or attributes.get("transA", 0)
     ):
-        raise _NotExactError("alpha, beta or transA are set", "export a plain linear layer")
+        raise NotExactError("alpha, beta or transA are set", "export a plain linear layer")
     x, w = _exact(taken[0], "Gemm"), _exact(taken[1], "Gemm")
     if attributes.get("transB", 0):
         w = Fixed(w.m.T, w.e.T if w.e.ndim == 2 else w.e)
@@ -272,7 +314,7 @@ def _mul(taken: list[Any], attributes: Attributes) -> Fixed:
 def _relu(taken: list[Any], attributes: Attributes) -> Fixed:
     x = taken[0]
     if not isinstance(x, Fixed):
-        raise _NotExactError("the input of Relu is not quantized", "quantize every layer of the model")
+        raise NotExactError("the input of Relu is not quantized", "quantize every layer of the model")
     return Fixed(np.maximum(x.m, 0), x.e, x.d)
 
 
@@ -286,11 +328,12 @@ def _clip(taken: list[Any], attributes: Attributes) -> Any:
         return np.clip(x, -np.inf if ends[0] is None else ends[0], np.inf if ends[1] is None else ends[1])
     finest = x.e
     for end in ends:
-        if end not in {None, 0.0} and np.isfinite(end):
+        if end is not None and end and abs(end) < _FAR:
             finest = np.minimum(finest, _lowest_bit(end))
-    m = x.m << (x.e - finest)
+    m = _shifted(x.m, x.e - finest)
+    most = float(np.abs(x.value()).max()) if x.m.size else 0.0
     for end, keep in zip(ends, (np.maximum, np.minimum), strict=True):
-        if end is not None and np.isfinite(end):
+        if end is not None and abs(end) <= most:  # a bound that nothing reaches does nothing
             bound = np.ldexp(end, (-finest).astype(np.int32)).astype(np.int64) * x.d
             m = keep(m, bound)
     return Fixed(m, finest, x.d)
@@ -300,12 +343,12 @@ def _lowest_bit(value: float) -> int:
     """Exponent of the last bit of a float.
 
     Raises:
-        _NotExactError: it needs more than 20 bits behind the point.
+        NotExactError: it needs more than 20 bits behind the point.
     """
     for e in range(0, -21, -1):
         if float(np.ldexp(value, -e)).is_integer():
             return e
-    raise _NotExactError(f"the bound {value!r} has no short binary form", "clip at a multiple of 2^-20")
+    raise NotExactError(f"the bound {value!r} has no short binary form", "clip at a multiple of 2^-20")
 
 
 def _max_pool(taken: list[Any], attributes: Attributes) -> Fixed:
@@ -319,8 +362,10 @@ def _windows(m: Int, attributes: Attributes, fill: int) -> Int:
     dims = m.ndim - 2
     kernel = list(attributes["kernel_shape"])
     pads = list(attributes.get("pads", [0] * 2 * dims))
+    if attributes.get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}:
+        raise NotExactError("auto_pad is not read", "export with explicit pads")
     if attributes.get("ceil_mode", 0) or any(d != 1 for d in attributes.get("dilations", [1])):
-        raise _NotExactError("ceil_mode and dilations of a pooling are not emulated")
+        raise NotExactError("ceil_mode and dilations of a pooling are not emulated")
     widths = [(0, 0), (0, 0), *zip(pads[:dims], pads[dims:], strict=True)]
     padded = np.pad(m, widths, constant_values=fill)
     found = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=tuple(range(2, 2 + dims)))
@@ -336,7 +381,7 @@ def _average_pool(taken: list[Any], attributes: Attributes) -> Fixed:
     axes = tuple(range(-dims, 0))
     total = _windows(x.m, attributes, fill=0).sum(axis=axes)
     if any(attributes.get("pads", [])) and not attributes.get("count_include_pad", 0):
-        raise _NotExactError("averages over windows of unequal size are not emulated", "count the padding")
+        raise NotExactError("averages over windows of unequal size are not emulated", "count the padding")
     return Fixed(total, x.e, int(np.prod(attributes["kernel_shape"])))
 
 
@@ -349,7 +394,9 @@ def _global_average(taken: list[Any], attributes: Attributes) -> Fixed:
 def _concat(taken: list[Any], attributes: Attributes) -> Fixed:
     sides = [_one_exponent(_exact(x, "Concat")) for x in taken]
     least = min(int(s.e) for s in sides)
-    joined = np.concatenate([s.m << (int(s.e) - least) for s in sides], axis=int(attributes["axis"]))
+    joined = np.concatenate(
+        [_shifted(s.m, np.asarray(int(s.e) - least)) for s in sides], axis=int(attributes["axis"])
+    )
     return Fixed(joined, np.asarray(least, np.int64))
 
 
@@ -378,8 +425,32 @@ def _flatten(x: Any, more: list[Any], attributes: Attributes) -> Any:
     return x.reshape(int(np.prod(x.shape[:axis])), -1)
 
 
+def _axes(more: list[Any], attributes: Attributes) -> tuple[int, ...] | None:
+    """An input since opset 13, an attribute before."""
+    given = more[0] if more else attributes.get("axes")
+    return None if given is None else tuple(int(a) for a in given)
+
+
 def _squeeze(x: Any, more: list[Any], attributes: Attributes) -> Any:
-    return np.squeeze(x, tuple(int(a) for a in more[0]) if more else None)
+    return np.squeeze(x, _axes(more, attributes))
+
+
+def _unsqueeze(x: Any, more: list[Any], attributes: Attributes) -> Any:
+    return np.expand_dims(x, _axes(more, attributes) or ())
+
+
+def _constant(taken: list[Any], attributes: Attributes) -> Any:
+    (name, value), *_ = attributes.items()
+    return numpy_helper.to_array(value) if name == "value" else np.asarray(value)
+
+
+def _function(of: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Operator:
+    """A function of one quantized value, as the circuit's table holds it: exact, until the quantizer behind it."""
+
+    def apply(taken: list[Any], attributes: Attributes) -> npt.NDArray[np.float64]:
+        return of(_exact(taken[0], "a function").value())
+
+    return apply
 
 
 _OPERATORS: Final[dict[str, Operator]] = {
@@ -399,8 +470,12 @@ _OPERATORS: Final[dict[str, Operator]] = {
     "Reshape": _viewed(_reshape),
     "Flatten": _viewed(_flatten),
     "Squeeze": _viewed(_squeeze),
-    "Unsqueeze": _viewed(lambda x, more, a: np.expand_dims(x, tuple(int(i) for i in more[0]))),
+    "Unsqueeze": _viewed(_unsqueeze),
     "Transpose": _viewed(lambda x, more, a: np.transpose(x, a.get("perm"))),
     "Identity": _viewed(lambda x, more, a: x),
-    "Constant": lambda taken, a: numpy_helper.to_array(a["value"]),
+    "Constant": _constant,
+    "Sigmoid": _function(lambda x: 1 / (1 + np.exp(-x))),
+    "Tanh": _function(np.tanh),
+    "HardSwish": _function(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    "Softplus": _function(lambda x: np.logaddexp(0, x)),
 }

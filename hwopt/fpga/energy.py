@@ -10,20 +10,16 @@ from hwopt.fpga.design import Unit
 
 
 def energy(units: Sequence[Unit], power: Power, seconds: float) -> dict[str, JSON]:
-    """Microjoules of a frame, each part apart; what no source gives is null and said.
+    """Microjoules of a single frame, each part apart; what no source gives is null and said.
 
     The board's watts times the frame's time is the whole where they are known: on boards of two watts they
     differ by a tenth between designs whose work differs a thousandfold (MLPerf Tiny v0.7). Elsewhere it is the
-    static share and what is counted: multiply-accumulates, bits from block RAM, bits from off-chip memory.
+    static share of the chip and the bits that cross to off-chip memory; no source that we know gives the
+    energy of an operation in a fabric.
     """
-    macs = sum(u.layer.macs for u in units)
-    on_chip = sum(u.on_chip_bytes for u in units) * 8
     off_chip = sum(u.off_chip_bytes for u in units) * 8
-    pj = power.pj_per_mac.get("int8")
     parts: dict[str, float | None] = {
         "static_uj": None if power.static_w is None else power.static_w * seconds * 1e6,
-        "compute_uj": None if pj is None else macs * pj * 1e-6,
-        "on_chip_uj": None if power.pj_per_bram_bit is None else on_chip * power.pj_per_bram_bit * 1e-6,
         "off_chip_uj": None if power.pj_per_dram_bit is None else off_chip * power.pj_per_dram_bit * 1e-6,
     }
     if power.board_w is not None:
@@ -32,9 +28,8 @@ def energy(units: Sequence[Unit], power: Power, seconds: float) -> dict[str, JSO
             "basis": "the board's watts times the frame's time",
             **parts,
         }
-    known = [value for value in parts.values() if value is not None]
-    missing = [name.removesuffix("_uj") for name, value in parts.items() if value is None]
-    if not known:
+    known = {name.removesuffix("_uj"): value for name, value in parts.items() if value is not None}
+    if "static" not in known:
         return {"uj": None, "basis": "no source gives the watts of this device", **parts}
-    basis = "counted actions" + (f", without {', '.join(missing)}, which no source gives" if missing else "")
-    return {"uj": sum(known), "basis": basis, **parts}
+    basis = f"{' and '.join(known).replace('_', '-')}, without the arithmetic, which no source prices"
+    return {"uj": sum(known.values()), "basis": basis, **parts}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import prod
+from math import isfinite, prod
 from operator import add
 from pathlib import Path
 from typing import Final
@@ -15,19 +15,23 @@ import onnx
 from hwopt.core.fpga import Flow, FpgaFabric, Layout, Overlay
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.fpga import bands, circuits, overlay
-from hwopt.fpga.design import NAMES, NOTHING, Design, Resources, Unit, needs, usable
+from hwopt.fpga.design import NAMES, NOTHING, Design, Resources, Unit, needs, uncounted
 from hwopt.fpga.flows import Fold, units_of
 from hwopt.fpga.search import Found, search
-from hwopt.fpga.simulate import simulate
+from hwopt.fpga.simulate import input_cycles, simulate
 from hwopt.fpga.unrolled import unrolled
-from hwopt.layer_table import Layer, foreign, layer_table, unsupported
+from hwopt.layer_table import Layer, LayerKind, foreign, layer_table, unsupported
 
 _TRIES: Final = 3  # of a search and the queues that follow from it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What kind of design is asked for."""
+    """What kind of design is asked for.
+
+    Raises:
+        ConfigError: a number that is none, or settings of another layout.
+    """
 
     layout: Layout = Layout.STREAMING
     flow: Flow = Flow.FINN
@@ -36,6 +40,18 @@ class Wish:
     overlay: str | None = None  # name of an overlay of the device; None is its first
     cores: int | None = None  # of the overlay; None is all it has
     clock_mhz: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("frames_per_second", "cores", "clock_mhz"):
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {value}", fix="give a number above 0")
+        if self.folds and self.layout is not Layout.STREAMING:
+            raise ConfigError(
+                "a folding belongs to the streaming layout", fix="leave it out, or choose streaming"
+            )
+        if self.folds and self.frames_per_second is not None:
+            raise ConfigError("a given folding leaves nothing to search", fix="leave out the frame rate")
 
 
 def estimate(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple[Design, Found | None]:
@@ -69,7 +85,15 @@ def read_layers(path: Path) -> list[Layer]:
     Raises:
         StageFailedError: they have not, by name; or a shape is not known.
     """
-    _refuse(foreign(onnx.load(path)))
+    model = onnx.load(path)
+    _refuse(foreign(model))
+    stored = {i.name for i in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        raise StageFailedError(
+            f"the model has {len(inputs)} inputs: {_some(inputs)}; a design takes one stream",
+            fix="concatenate them before the model",
+        )
     return layer_table(path)
 
 
@@ -80,6 +104,16 @@ def check(layers: Sequence[Layer]) -> None:
         if layer.dynamic:
             strange.setdefault(f"{layer.op} of two activations", []).append(layer.name)
     _refuse(strange)
+    if not layers:
+        raise StageFailedError(
+            "the model has no layer that computes", fix="give the network that is deployed"
+        )
+    tables = [x for x in layers if x.kind is LayerKind.ACTIVATION and x.activation_bits > 16]
+    if tables:
+        raise StageFailedError(
+            f"{tables[0].op} {tables[0].name} takes floats, and a table holds codes of at most 16 bits",
+            fix="put a quantizer before it",
+        )
     floats = [x.name for x in layers if x.is_weighted and max(x.weight_bits, x.activation_bits) > 16]
     if floats:
         raise StageFailedError(
@@ -122,25 +156,41 @@ def with_bits(layers: Sequence[Layer], weight_bits: int, activation_bits: int) -
 
 
 def narrowed(layers: Sequence[Layer], share: float, multiple: int = 8) -> list[Layer]:
-    """The same network with a share of its inner channels, rounded up to a multiple: what pruning would leave."""
+    """The same network with a share of its inner channels, rounded up to a multiple: what pruning would leave.
+
+    Raises:
+        ConfigError: a grouped convolution, whose groups would have to be cut too.
+    """
     read = {name for layer in layers for name in layer.inputs}
-
-    def kept(channels: int) -> int:
-        return min(channels, max(1, -(-int(channels * share + 0.5) // multiple) * multiple))
-
+    kept: dict[str, int] = {}  # channels that a layer gives
     found = []
     for layer in layers:
-        first, last = not any(layer.inputs), layer.name not in read
-        ins = layer.in_shape[0] if first else kept(layer.in_shape[0])
-        outs = layer.out_shape[0] if last else kept(layer.out_shape[0])
-        groups = layer.groups if layer.groups == 1 else ins
+        if layer.kind is LayerKind.CONV and layer.groups > 1:
+            raise ConfigError(
+                f"{layer.name} has {layer.groups} groups, and --keep cuts whole networks",
+                fix="prune the network itself, and estimate what is left",
+            )
+        sources = [kept[name] for name in layer.inputs if name in kept]
+        whole = layer.in_shape[0]
+        ins = sources[0] if sources else whole
+        if layer.kind is LayerKind.DENSE and sources:
+            before = next(x for x in layers if x.name == next(n for n in layer.inputs if n in kept))
+            ins = whole * sources[0] // before.out_shape[0]  # a plane that was flattened
+        outs = ins
+        if layer.kind in {LayerKind.CONV, LayerKind.DENSE}:
+            width = layer.out_shape[0]
+            fewer = max(1, -(-int(width * share + 0.5) // multiple) * multiple)
+            outs = width if layer.name not in read else min(width, fewer)
+        elif layer.kind is LayerKind.CONCAT:
+            outs = sum(sources) if len(sources) == len(layer.inputs) else layer.out_shape[0]
+        groups = ins if layer.kind in {LayerKind.DEPTHWISE, LayerKind.POOL} else 1
         weights = prod(layer.kernel) * ins // groups * outs if layer.is_weighted else 0
-        shapes = (ins, *layer.in_shape[1:]), (outs, *layer.out_shape[1:])
+        kept[layer.name] = outs
         found.append(
             replace(
                 layer,
-                in_shape=shapes[0],
-                out_shape=shapes[1],
+                in_shape=(ins, *layer.in_shape[1:]),
+                out_shape=(outs, *layer.out_shape[1:]),
                 groups=groups,
                 weights=weights,
                 macs=weights * prod(layer.out_shape[1:]),
@@ -163,8 +213,9 @@ def _streaming(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple
         found = _searched(layers, fabric, wish)
         units = list(found.units)
     flow = simulate(units, fabric.input_bits)
+    units = _bordered(units)
     total = reduce(add, (u.resources for u in units), _queues(units, flow.fifo_words, fabric))
-    interval = max(u.cycles for u in units)
+    interval = max(input_cycles(units, fabric.input_bits), *(u.cycles for u in units))
     reached = fabric.clock_mhz * 1e6 / interval
     missed = ""
     if wish.frames_per_second and reached < wish.frames_per_second * (1 - 1e-9):
@@ -179,15 +230,23 @@ def _streaming(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple
         needs=needs(total, fabric, wish.flow),
         fifo_words=flow.fifo_words,
         missed=missed,
-        unknown=_uncounted(total, fabric),
+        unknown=uncounted(total, fabric),
     )
     return design, found
 
 
-def _uncounted(total: Resources, fabric: FpgaFabric) -> tuple[str, ...]:
-    """Resources that the design takes and whose number on the device no source gives."""
-    limits = usable(fabric)
-    return tuple(name for name, amount in total.items() if amount and name not in limits)
+def _bordered(units: Sequence[Unit]) -> list[Unit]:
+    """With the bytes of the frame and of its results, which cross to off-chip memory."""
+    read = {name for unit in units for name in unit.layer.inputs}
+    found = []
+    for unit in units:
+        layer, moved = unit.layer, 0.0
+        if unit is units[0]:
+            moved += prod(layer.in_shape) * min(layer.activation_bits, 32) / 8
+        if layer.name not in read:
+            moved += prod(layer.out_shape) * min(layer.out_bits, 32) / 8
+        found.append(replace(unit, off_chip_bytes=moved) if moved else unit)
+    return found
 
 
 def _searched(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> Found:

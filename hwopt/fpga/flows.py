@@ -52,6 +52,7 @@ def folded(layer: Layer, fabric: FpgaFabric, flow: Flow, fold: Fold, pixels_in: 
     """
     if not layer.is_weighted:
         return streaming.stream_unit(layer, fabric, _divides("lanes", fold.lanes, layer.out_shape[0], layer))
+    _of_flow(layer, flow, fold)
     if flow is Flow.FINN:
         p = _divides("pe", fold.pe or 1, layer.rows, layer)
         q = _divides("simd", fold.simd or 1, layer.columns, layer)
@@ -61,6 +62,29 @@ def folded(layer: Layer, fabric: FpgaFabric, flow: Flow, fold: Fold, pixels_in: 
     if flow is Flow.HLS4ML:
         return hls4ml_unit(layer, fabric, closest_reuse(layer, fold.reuse or 1), pixels_in)
     return _fpgaconvnet_unit(layer, fabric, fold)
+
+
+_KEYS = {
+    Flow.FINN: {"pe", "simd", "in_dsp"},
+    Flow.HLS4ML: {"reuse"},
+    Flow.FPGACONVNET: {"coarse_in", "coarse_out", "coarse_group", "fine", "in_dsp"},
+}
+
+
+def _of_flow(layer: Layer, flow: Flow, fold: Fold) -> None:
+    """Refuse a folding in another flow's words, and numbers below 1."""
+    default = Fold()
+    given = [name for name in Fold.__dataclass_fields__ if getattr(fold, name) != getattr(default, name)]
+    foreign = [name for name in given if name not in _KEYS[flow]]
+    if foreign:
+        raise ConfigError(
+            f"the folding of {layer.name} has {foreign[0]}, which {flow} does not know",
+            fix=f"its words are {', '.join(sorted(_KEYS[flow]))}",
+        )
+    for name in given:
+        value = getattr(fold, name)
+        if not isinstance(value, bool) and value < 1:
+            raise ConfigError(f"{name}: {value} of {layer.name} is below 1", fix="write 1 or more")
 
 
 def _divides(name: str, value: int, whole: int, layer: Layer) -> int:
@@ -197,7 +221,14 @@ def _fpgaconvnet_unit(layer: Layer, fabric: FpgaFabric, fold: Fold) -> Unit:
     )  # fmt: skip
 
 
-def options(layer: Layer, fabric: FpgaFabric, flow: Flow) -> list[Unit]:
+def words_in(layers: Sequence[Layer]) -> dict[str, int]:
+    """Words in which the input of each layer arrives: a pixel each."""
+    pixels = {layer.name: prod(layer.out_shape[1:]) for layer in layers}
+    first = prod(layers[0].in_shape[1:])
+    return {layer.name: pixels.get(layer.inputs[0] if layer.inputs else "", first) for layer in layers}
+
+
+def options(layer: Layer, fabric: FpgaFabric, flow: Flow, words: int = 1) -> list[Unit]:
     """Every legal folding of a layer in a flow that no other beats.
 
     Raises:
@@ -206,8 +237,7 @@ def options(layer: Layer, fabric: FpgaFabric, flow: Flow) -> list[Unit]:
     if flow is Flow.FINN or not layer.is_weighted:
         return streaming.options(layer, fabric)
     if flow is Flow.HLS4ML:
-        pixels_in = prod(layer.in_shape[1:])
-        units = [hls4ml_unit(layer, fabric, rf, pixels_in) for rf in streaming.reuse_foldings(layer)]
+        units = [hls4ml_unit(layer, fabric, rf, words) for rf in streaming.reuse_foldings(layer)]
         return streaming.undominated(units)
     raise ConfigError(f"no folding is searched for {flow}", fix="choose finn or hls4ml")
 
@@ -216,10 +246,5 @@ def units_of(
     layers: Sequence[Layer], fabric: FpgaFabric, flow: Flow, folds: Mapping[str, Fold]
 ) -> list[Unit]:
     """The units of a network that is folded as told; layers that are not named take one lane."""
-    pixels = {"": prod(layers[0].in_shape[1:])}
-    found = []
-    for layer in layers:
-        words = pixels.get(layer.inputs[0] if layer.inputs else "", 1)
-        found.append(folded(layer, fabric, flow, folds.get(layer.name, Fold()), words))
-        pixels[layer.name] = prod(layer.out_shape[1:])
-    return found
+    words = words_in(layers)
+    return [folded(layer, fabric, flow, folds.get(layer.name, Fold()), words[layer.name]) for layer in layers]

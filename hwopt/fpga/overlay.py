@@ -30,9 +30,13 @@ def units_of(layers: Sequence[Layer], overlay: Overlay, cores: int = 1) -> list[
         share = min(share, overlay.ddr_gbs * 1e3 / overlay.clock_mhz / cores)
     cycles_of = _CYCLES[overlay.kind]
     found: list[Unit] = []
-    before = ""
+    before: str | None = None
     for layer in layers:
-        if layer.kind in _FREE or layer.op in _FUSED or layer.constant:
+        if layer.op in _FUSED or layer.constant:
+            # It happens on the way out of the layer before, whose result is then this one's.
+            before = layer.name if layer.inputs[:1] == (before,) else before
+            continue
+        if layer.kind in _FREE:
             continue
         compute = cycles_of(layer, overlay)
         moved = _traffic(layer, overlay, before)
@@ -64,7 +68,7 @@ def _served(layers: Sequence[Layer], overlay: Overlay) -> None:
         )
 
 
-def _traffic(layer: Layer, overlay: Overlay, before: str) -> float:
+def _traffic(layer: Layer, overlay: Overlay, before: str | None) -> float:
     """Bytes of weights, input and output; an input that the layer before has just made stays if it fits a bank."""
     loaded = float(prod(layer.in_shape)) * (2 if len(layer.inputs) > 1 else 1)
     kept = layer.inputs[:1] == (before,) and loaded < overlay.bank_bytes

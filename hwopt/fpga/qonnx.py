@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hwopt.errors import ConfigError
-from hwopt.fpga.emulate import exponent_of
+from hwopt.fpga.emulate import NotExactError, code_range, exponent_of, zero_of
 
 DOMAIN: Final = "qonnx.custom_op.general"
 _IR: Final = 10  # that the runtimes of the tools read
@@ -31,13 +31,20 @@ def to_qonnx(path: Path, *, one_scale: bool = False) -> onnx.ModelProto:
     Raises:
         ConfigError: the file has no Q/DQ pair, or one that no ``Quant`` expresses.
     """
-    return _Writer(onnx.load(path), one_scale).write()
+    try:
+        return _Writer(onnx.load(path), one_scale).write()
+    except NotExactError as error:
+        raise ConfigError(str(error), fix=error.fix) from None
 
 
 class _Writer:
     def __init__(self, model: onnx.ModelProto, one_scale: bool) -> None:
         self.model, self.graph, self.one_scale = model, model.graph, one_scale
         self.stored = {i.name: numpy_helper.to_array(i) for i in self.graph.initializer}
+        for node in self.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    self.stored[node.output[0]] = numpy_helper.to_array(attribute.t)
         self.maker = {o: node for node in self.graph.node for o in node.output}
         self.extra: list[onnx.TensorProto] = []
         self.renamed: dict[str, str] = {}
@@ -67,12 +74,29 @@ class _Writer:
         opsets = [o for o in self.model.opset_import if o.domain in {"", "ai.onnx"}]
         made = helper.make_model(graph, opset_imports=[*opsets, helper.make_opsetid(DOMAIN, 1)])
         made.ir_version = _IR
+        try:
+            onnx.checker.check_model(made)
+        except onnx.checker.ValidationError as error:
+            raise ConfigError(
+                f"the model does not translate: {str(error).splitlines()[0]}",
+                fix="export it with Q/DQ pairs side by side",
+            ) from error
         return made
 
     def pair(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """The Quant of one dequantizer: of a stored tensor, or of the quantizer before it."""
+        name = node.name or node.output[0]
+        if any(given and given not in self.stored for given in node.input[1:]):
+            raise ConfigError(f"{name} has a scale that is computed", fix="quantize with fixed scales")
         scale = np.asarray(self.stored[node.input[1]], np.float32)
-        zero = np.asarray(self.stored[node.input[2]]) if len(node.input) > 2 else np.zeros((), np.uint8)
+        quantize = self.maker.get(node.input[0])
+        if node.input[0] not in self.stored and (quantize is None or quantize.op_type != "QuantizeLinear"):
+            raise ConfigError(
+                f"{name} reads no quantizer" + (f" but {quantize.op_type}" if quantize else ""),
+                fix="export the model with Q/DQ pairs side by side",
+            )
+        asked = {a.name: a.i for a in (quantize or node).attribute}
+        zero = zero_of([self.stored.get(given) for given in node.input], asked)
         if np.any(zero):
             raise ConfigError(
                 f"{node.name or node.output[0]} has a zero point",
@@ -81,7 +105,8 @@ class _Writer:
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         if node.input[0] in self.stored:
             return self.weight(node, scale, axis)
-        quantize = self.maker[node.input[0]]
+        if quantize is None:
+            raise ConfigError(f"{name} reads no quantizer")
         source, (low, high) = self.range(quantize, zero.dtype, scale)
         signed, bits, narrow = _type(low, high)
         return [self.quant(source, node.output[0], scale, bits, signed, narrow)]
@@ -109,19 +134,20 @@ class _Writer:
         self, quantize: onnx.NodeProto, kind: np.dtype[Any], scale: npt.NDArray[np.float32]
     ) -> tuple[str, tuple[int, int]]:
         """What enters a quantizer and the codes it can give: a clip at whole codes before it is part of it."""
-        info, source = np.iinfo(kind), quantize.input[0]
+        (least, most), source = code_range(kind), quantize.input[0]
         clip = self.maker.get(source)
-        if clip is None or clip.op_type != "Clip" or scale.size > 1:
-            return source, (int(info.min), int(info.max))
+        known = clip is not None and len([n for n in clip.input[1:3] if n in self.stored]) == 2
+        if clip is None or clip.op_type != "Clip" or scale.size > 1 or not known:
+            return source, (least, most)
         ends = []
-        for name, most in zip(clip.input[1:3], (info.min, info.max), strict=True):
+        for name, bound in zip(clip.input[1:3], (least, most), strict=True):
             end = float(self.stored[name]) / float(scale)
-            ends.append(int(most) if abs(end) >= abs(float(most)) else round(end))
-            if ends[-1] != most and abs(end - ends[-1]) > 1e-4:
-                return source, (int(info.min), int(info.max))
+            ends.append(bound if abs(end) >= abs(float(bound)) else round(end))
+            if ends[-1] != bound and abs(end - ends[-1]) > 1e-4:
+                return source, (least, most)
         signed, bits, narrow = _type(ends[0], ends[1])
         if _ends(signed, bits, narrow) != (ends[0], ends[1]):
-            return source, (int(info.min), int(info.max))  # no type has just these codes: the clip stays
+            return source, (least, most)  # no type has just these codes: the clip stays
         return clip.input[0], (ends[0], ends[1])
 
     def quant(

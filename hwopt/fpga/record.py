@@ -76,7 +76,7 @@ def _unit(unit: Unit, design: Design) -> JSON:
         "activation_bits": layer.activation_bits,
         "cycles": round(unit.cycles),
         "busy": min(1.0, unit.cycles / design.interval),
-        "lut": round(used.lut),
+        "lut": round(used.lut * design.fabric.lut_per_lut6),
         "ff": round(used.ff),
         "dsp": round(used.dsp),
         "bram": round(used.bram),
@@ -98,5 +98,8 @@ def _step(step: Step, design: Design) -> JSON:
         "interval_cycles": round(step.interval),
         "frames_per_second": design.clock_mhz * 1e6 / step.interval,
         "fits": step.fits,
-        **{name: round(amount) for name, amount in step.resources.items()},
+        **{
+            name: round(amount * (design.fabric.lut_per_lut6 if name == "lut" else 1))
+            for name, amount in step.resources.items()
+        },
     }

@@ -27,6 +27,7 @@ _FAMILIES: Final = {
     "xc7": "synth_xilinx -family xc7 -nosrl",
     "xcup": "synth_xilinx -family xcup -nosrl",
     "ecp5": "synth_ecp5",
+    "ice40": "synth_ice40",
 }
 _FLIPFLOPS: Final = re.compile(r"FD[RSCP]E(_1)?|TRELLIS_FF|SB_DFF\w*")
 _LUTS: Final = re.compile(r"LUT[1-6]|SB_LUT4|INV")  # an inverter that nothing absorbs takes a table too
@@ -73,6 +74,8 @@ def write(wires: Wires, folder: Path, levels: int = 5) -> Project:
 
     pipeline = to_pipeline(wires.logic, levels, verbose=False)
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.v"):
+        old.unlink()
     text = ""
     for name, code in verilog.pipeline_logic_gen(pipeline, TOP, False, register_layers=1).items():
         (folder / f"{name}.v").write_text(code)

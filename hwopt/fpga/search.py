@@ -1,8 +1,8 @@
 """Choose a folding: the least latency that fits, or the least resources that keep a frame rate.
 
-For one interval the cheapest choice of units is a knapsack with a choice a layer and a limit a resource,
-solved to optimality by HiGHS through SciPy. The least interval is found by bisection, because a longer
-interval never needs more.
+For one interval the cheapest choice of units is a knapsack with a choice a layer and a limit a resource, solved
+by HiGHS through SciPy: exactly for small networks, to within a hundredth for large ones. The least interval is
+found by bisection, because a longer interval never needs more.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from hwopt.core.fpga import Flow, FpgaFabric
 from hwopt.errors import StageFailedError
 from hwopt.fpga.bands import upper
 from hwopt.fpga.design import NAMES, NOTHING, Resources, Unit, usable
-from hwopt.fpga.flows import options
+from hwopt.fpga.flows import options, words_in
 from hwopt.fpga.simulate import needed, simulate
 from hwopt.layer_table import Layer
 
 EXACT: Final = 4000  # combinations that are all simulated
+_SMALL: Final = 1500  # units of all layers together, up to which knapsacks are solved without a gap
+_TIME_LIMIT: Final = 1  # SciPy's status
 _SECONDS: Final = 2.0  # for one knapsack
 _BUDGET: Final = 3.0  # for all of them
 
@@ -47,7 +49,7 @@ class Found:
     """What the search chose, and what lies beside it."""
 
     units: tuple[Unit, ...]
-    exact: bool  # every combination was looked at
+    exact: bool  # proven best by what was asked for; else balanced to within the solver's gap and time
     next_step: Step | None  # the next faster interval, which is not taken
     curve: tuple[Step, ...]
 
@@ -69,7 +71,8 @@ def search(
         flow: whose rules a unit follows.
         taken: by what lies between the units, such as queues.
     """
-    choices = [options(layer, fabric, flow) for layer in layers]
+    words = words_in(layers)
+    choices = [options(layer, fabric, flow, words[layer.name]) for layer in layers]
     fastest = max(min(unit.cycles for unit in units) for units in choices)
     intervals = sorted({u.cycles for units in choices for u in units if u.cycles >= fastest})
     knapsack = _Knapsack(choices, fabric, flow, taken)
@@ -114,7 +117,7 @@ def _for_interval(knapsack: _Knapsack, intervals: list[float], asked: float) -> 
     units = knapsack.cheapest(limit) or knapsack.smallest(limit)
     return Found(
         units=tuple(units),
-        exact=True,
+        exact=knapsack.exact,
         next_step=_next(knapsack, intervals, max(index, 0)),
         curve=_curve(knapsack, intervals, max(index, 0)),
     )
@@ -146,6 +149,8 @@ class _Knapsack:
     ) -> None:
         self.choices, self.fabric = choices, fabric
         self.until = monotonic() + _BUDGET
+        self.small = sum(len(units) for units in choices) <= _SMALL
+        self.exact = self.small  # as long as no knapsack runs out of time
         limits = usable(fabric)
         self.names = [n for n in NAMES if n in limits]
         tables = {"lut": fabric.lut_per_lut6}
@@ -230,8 +235,9 @@ class _Knapsack:
             ],
             integrality=np.ones(len(index)),
             bounds=Bounds(0, 1),
-            options={"time_limit": self.seconds(), "mip_rel_gap": 0.01},
+            options={"time_limit": self.seconds(), "mip_rel_gap": 0.0 if self.small else 0.01},
         )
+        self.exact = self.exact and solved.status != _TIME_LIMIT
         if solved.x is None:
             return None
         chosen = index[solved.x > 0.5]

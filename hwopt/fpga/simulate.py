@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from hwopt.errors import StageFailedError
 from hwopt.fpga.design import Unit
 from hwopt.layer_table import Layer, LayerKind
 
+_PIXELS: Final = 2**23  # of one plane
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
@@ -53,7 +56,7 @@ def stream_times(arrival: Float, needed: Index, interval: float, depth: float = 
 def last_needed(layer: Layer) -> Index:
     """For each output pixel in raster order, the raster index of the last input pixel of its window."""
     (in_rows, in_columns), out = plane(layer.in_shape), plane(layer.out_shape)
-    (k0, k1), (s0, s1), (t, left) = layer.kernel, layer.stride, layer.padding
+    (k0, k1), (s0, s1), (t, left) = layer.reach, layer.stride, layer.padding
     rows = np.clip(np.arange(out[0]) * s0 - t + k0 - 1, 0, in_rows - 1)
     columns = np.clip(np.arange(out[1]) * s1 - left + k1 - 1, 0, in_columns - 1)
     return (rows[:, None] * in_columns + columns[None, :]).ravel().astype(np.int64)
@@ -83,11 +86,34 @@ def simulate(units: Sequence[Unit], input_bits: int) -> Flow:
     Args:
         units: in topological order, of layers whose ``inputs`` name the layers before them.
         input_bits: of the input stream, a cycle.
+    Raises:
+        StageFailedError: the frame is too large to be followed pixel by pixel.
     """
+    entry = input_cycles(units, input_bits)
+    cycles, _ = _run(units, entry, 0.0)
+    # In a running pipeline no unit is faster than the slowest, and full queues hold the others back: what waits
+    # at a join is counted at that pace.
+    _, fifos = _run(units, entry, max(entry, *(unit.cycles for unit in units)))
+    return Flow(cycles=cycles, fifo_words=fifos)
+
+
+def input_cycles(units: Sequence[Unit], input_bits: int) -> float:
+    """Cycles in which a frame comes in."""
     first = units[0].layer
-    pixels = prod(plane(first.in_shape))
     words = max(1, ceil(first.in_shape[0] * min(first.activation_bits, 32) / input_bits))
-    times: dict[str, Float] = {"": (np.arange(pixels, dtype=np.float64) + 1) * words}
+    return float(prod(plane(first.in_shape)) * words)
+
+
+def _run(units: Sequence[Unit], entry: float, pace: float) -> tuple[float, dict[str, int]]:
+    """Cycles of a frame and pixels that wait at joins, with no unit faster than ``pace`` cycles a frame."""
+    pixels = prod(plane(units[0].layer.in_shape))
+    most = max(pixels, *(prod(plane(unit.layer.out_shape)) for unit in units))
+    if most > _PIXELS:
+        raise StageFailedError(
+            f"a plane has {most:,} pixels, and {_PIXELS:,} are simulated at most",
+            fix="export the model at its real size",
+        )
+    times: dict[str, Float] = {"": (np.arange(pixels, dtype=np.float64) + 1) * (max(entry, pace) / pixels)}
     fifos: dict[str, int] = {}
     last = ""
     for unit in units:
@@ -99,9 +125,9 @@ def simulate(units: Sequence[Unit], input_bits: int) -> Flow:
         wanted = needed(layer, len(arrival))
         # A sum over the plane takes its pixels as they come; only the last one's share comes after it.
         steps = len(arrival) if layer.kind is LayerKind.GLOBAL_POOL else len(wanted)
-        times[layer.name] = stream_times(arrival, wanted, unit.cycles / steps, unit.depth)
+        times[layer.name] = stream_times(arrival, wanted, max(unit.cycles, pace) / steps, unit.depth)
         last = layer.name
-    return Flow(cycles=float(max(t[-1] for t in times.values())), fifo_words=fifos)
+    return float(max(t[-1] for t in times.values())), fifos
 
 
 def _join(sources: Sequence[Float]) -> tuple[Float, int]:

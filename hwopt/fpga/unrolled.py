@@ -15,7 +15,7 @@ from hwopt.core.fpga import FpgaFabric, Layout
 from hwopt.core.measurement import Interval
 from hwopt.errors import ConfigError
 from hwopt.fpga import wiring
-from hwopt.fpga.design import Design, Resources, Unit, needs
+from hwopt.fpga.design import Design, Resources, Unit, needs, uncounted
 from hwopt.layer_table import Layer, LayerKind, layer_table
 
 LEVELS: Final = 5  # adders between two registers
@@ -33,10 +33,10 @@ def unrolled(path: Path, fabric: FpgaFabric, clock_mhz: float | None = None) -> 
         ConfigError: other layers than linear ones, or more weights than are wired.
     """
     layers = layer_table(path)
-    others = [x for x in layers if x.kind is not LayerKind.DENSE and not x.constant]
+    others = [x for x in layers if (x.kind is not LayerKind.DENSE or x.pixels > 1) and not x.constant]
     if others:
         raise ConfigError(
-            f"the unrolled layout wires linear layers, and {others[0].name} is {others[0].op}",
+            f"the unrolled layout wires linear layers of one vector, and {others[0].name} is {others[0].op}",
             fix="choose the streaming layout",
         )
     weights = sum(x.weights for x in layers)
@@ -60,6 +60,7 @@ def unrolled(path: Path, fabric: FpgaFabric, clock_mhz: float | None = None) -> 
         notes = (
             "nonzero digits of the weights were counted; pip install 'hwopt[fpga]' builds the adder graphs",
         )
+    total = Resources(lut=lut, ff=ff)
     units = tuple(
         Unit(
             layer=layer,
@@ -78,8 +79,9 @@ def unrolled(path: Path, fabric: FpgaFabric, clock_mhz: float | None = None) -> 
         units=units,
         interval=1,
         cycles=Interval(stages, stages, stages),
-        needs=needs(Resources(lut=lut, ff=ff), fabric, flow),
+        needs=needs(total, fabric, flow),
         notes=notes,
+        unknown=uncounted(total, fabric),
     )
 
 
@@ -124,5 +126,7 @@ def _matrices(path: Path, layers: list[Layer]) -> list[npt.NDArray[np.int64]]:
         if source is None or source.input[0] not in stored:
             raise ConfigError(f"the weights of {layer.name} are no integers", fix="quantize the model first")
         codes = np.asarray(stored[source.input[0]]).astype(np.int64)
-        found.append(codes if codes.shape[0] == layer.rows else codes.T)
+        node = by_name[layer.name]
+        rows_first = any(a.name == "transB" and a.i for a in node.attribute)
+        found.append(codes if rows_first else codes.T)
     return found

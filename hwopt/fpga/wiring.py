@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hwopt.errors import ConfigError, EngineMissingError
-from hwopt.fpga.emulate import Circuit
+from hwopt.fpga.emulate import Circuit, code_range, zero_of
 
 MOST_WEIGHTS: Final = (
     20_000  # da4ml takes seconds for a thousand weights, and more than proportionally for more
@@ -76,13 +76,11 @@ class Wires:
             if node.op_type == "Clip":
                 low, high = (float(constants[end]) for end in node.input[1:3])
             elif node.op_type == "QuantizeLinear":
-                zero = (
-                    np.asarray(constants[node.input[2]]) if len(node.input) > 2 else np.asarray(np.uint8(0))
-                )
+                zero = zero_of([constants.get(given) for given in node.input], _attributes(node))
                 if np.any(zero):
                     raise ConfigError("the input's zero point is not 0", fix="quantize it symmetrically")
-                scale, info = float(constants[node.input[1]]), np.iinfo(zero.dtype)
-                ends = (max(info.min, np.rint(low / scale)), min(info.max, np.rint(high / scale)))
+                scale, (least, most) = float(constants[node.input[1]]), code_range(zero.dtype)
+                ends = (max(least, np.rint(low / scale)), min(most, np.rint(high / scale)))
                 return node.output[0], scale, int(ends[0]), int(ends[1])
             name = node.output[0]
         raise ConfigError("the model's input passes no quantizer", fix="quantize the model")
@@ -96,7 +94,7 @@ class Wires:
         codes = FixedVariableArrayInput(shape).quantize(int(self.low < 0), bits, 0)
         values: dict[str, Any] = {**self.circuit.constants, self.first: codes}
         for node in graph.node:
-            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attributes = _attributes(node)
             if node.output[0] == self.first or any(n not in values for n in node.input if n):
                 continue  # the host's part
             values[node.output[0]] = _WIRED[node.op_type]([values[n] for n in node.input], attributes)
@@ -120,8 +118,13 @@ class Wires:
         return found
 
 
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
 def _type(kind: np.dtype[Any]) -> tuple[bool, int]:
-    return kind.kind == "i", kind.itemsize * 8
+    low, high = code_range(kind)
+    return low < 0, (high - low).bit_length()
 
 
 def _half_even(x: Any) -> Any:
@@ -139,7 +142,7 @@ def _half_even(x: Any) -> Any:
 
 def _quantize(taken: list[Any], attributes: Mapping[str, Any]) -> Any:
     x, scale = taken[0], np.asarray(taken[1], np.float64)
-    signed, bits = _type(np.asarray(taken[2]).dtype) if len(taken) > 2 else (False, 8)
+    signed, bits = _type(zero_of(taken, attributes).dtype)
     return _half_even(x * (1.0 / scale)).quantize(int(signed), bits - int(signed), 0, overflow_mode="SAT")
 
 

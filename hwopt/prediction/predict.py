@@ -19,6 +19,7 @@ _MEMORY: Final = 0.7
 # Products that the layer table does not count; without their multiply-accumulates they would seem to cost nothing.
 _PRODUCTS: Final = frozenset(
     {
+        "Conv",
         "ConvTranspose",
         "ConvInteger",
         "MatMulInteger",

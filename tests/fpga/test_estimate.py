@@ -203,7 +203,7 @@ def test_energy_says_what_it_is_made_of() -> None:
     counted, _ = estimate([conv()], fabric("zcu104"), Wish())
     nothing, _ = estimate([conv()], fabric("ecp5-85"), Wish())
     assert to_json(board, None)["energy"]["basis"].startswith("the board's watts")  # type: ignore[index,call-overload,union-attr]
-    assert "which no source gives" in str(to_json(counted, None)["energy"])
+    assert "without the arithmetic, which no source prices" in str(to_json(counted, None)["energy"])
     assert to_json(nothing, None)["energy"]["uj"] is None  # type: ignore[index,call-overload]
 
 

@@ -136,5 +136,5 @@ def test_convolutions_are_not_unrolled(tmp_path: Path) -> None:
     from hwopt.fpga.unrolled import unrolled
 
     path, _ = quantized_model(tmp_path, "zcu104")
-    with pytest.raises(ConfigError, match="the unrolled layout wires linear layers, and node_conv2d is Conv"):
+    with pytest.raises(ConfigError, match="linear layers of one vector, and node_conv2d is Conv"):
         unrolled(path, fabric())
