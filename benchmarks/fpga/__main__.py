@@ -1,4 +1,4 @@
-"""``python -m benchmarks.fpga streaming | overlay | unrolled``: published designs against the estimator."""
+"""``python -m benchmarks.fpga streaming | overlay | unrolled | large``: published designs against the estimator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from benchmarks.fpga import overlay, streaming, unrolled
+from benchmarks.fpga import large, overlay, streaming, unrolled
 
 
 def show_streaming() -> None:
@@ -55,6 +55,6 @@ def show_overlay() -> None:
 
 
 if __name__ == "__main__":
-    {"streaming": show_streaming, "overlay": show_overlay, "unrolled": unrolled.show}[
+    {"streaming": show_streaming, "overlay": show_overlay, "unrolled": unrolled.show, "large": large.show}[
         sys.argv[1] if len(sys.argv) > 1 else "streaming"
     ]()

@@ -136,7 +136,9 @@ def test_what_the_overlay_takes_is_not_judged_where_nobody_says() -> None:
     ],
 )  # fmt: skip
 def test_settings_that_mean_nothing(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    path = file(tmp_path, [NODE("Conv", ["x", "w"], ["y"], name="c")], [1, 4, 8, 8], {"w": weight(8, 4, 3, 3)})
+    path = file(
+        tmp_path, [NODE("Conv", ["x", "w"], ["y"], name="c")], [1, 4, 8, 8], {"w": weight(8, 4, 3, 3)}
+    )
     with pytest.raises(ConfigError):
         hwopt.fpga_estimate(path, target="zcu104", bits=(8, 8), **wrong)
 
@@ -163,7 +165,9 @@ def quantized(folder: Path, nodes: list[Any], shape: list[int], stored: dict[str
         ([NODE("Conv", ["v", "wf", "bf"], ["y"])], {"wq": np.int8([[[1, 2]], [[-3, 4]]])}),
     ],
 )  # fmt: skip
-def test_the_emulation_of_other_peoples_files(tmp_path: Path, nodes: list[Any], stored: dict[str, Any]) -> None:
+def test_the_emulation_of_other_peoples_files(
+    tmp_path: Path, nodes: list[Any], stored: dict[str, Any]
+) -> None:
     if "wq" in stored:
         codes, scale = np.int8([[[1], [2]], [[-3], [4]]]), np.float32([0.25, 0.5])
         stored = {"wq": codes, "ws": scale, "bq": np.int32([3, -5]), "bs": scale * np.float32(0.125)}
@@ -182,11 +186,17 @@ def test_the_emulation_of_other_peoples_files(tmp_path: Path, nodes: list[Any], 
     ("nodes", "stored", "said"),
     [
         ([NODE("Add", ["v", "far"], ["y"])], {"f": np.int8(7), "fs": np.float32(2.0**-62)}, "too far apart"),
-        ([NODE("MaxPool", ["v"], ["y"], kernel_shape=[2], auto_pad="SAME_UPPER")], {}, "auto_pad is not read"),
+        (
+            [NODE("MaxPool", ["v"], ["y"], kernel_shape=[2], auto_pad="SAME_UPPER")],
+            {},
+            "auto_pad is not read",
+        ),
         ([NODE("Softmax", ["v"], ["y"])], {}, "no integer arithmetic for Softmax"),
     ],
 )
-def test_what_the_emulation_refuses(tmp_path: Path, nodes: list[Any], stored: dict[str, Any], said: str) -> None:
+def test_what_the_emulation_refuses(
+    tmp_path: Path, nodes: list[Any], stored: dict[str, Any], said: str
+) -> None:
     if stored:
         nodes = [NODE("DequantizeLinear", ["f", "fs"], ["far"]), *nodes]
     path = quantized(tmp_path, nodes, [4, 2, 3], stored)
