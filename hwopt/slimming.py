@@ -16,7 +16,7 @@ from hwopt.core.hardware import Pruning
 from hwopt.core.measurement import Interval, Tier
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.latency.bench import Bench
-from hwopt.latency.costs import Build, Cost, builder, exported, macs, measured, roofline
+from hwopt.latency.costs import Build, Cost, builder, exported, folded, macs, measured, roofline
 from hwopt.pruning import importance as importances
 from hwopt.pruning.cut import SINGLE, Keep, attributes_at, breaks, cut, examine, grouped, narrowed, strongest
 from hwopt.pruning.structure import Structure
@@ -116,6 +116,8 @@ class Slimmer:
             return macs(self.structure, self.build, self.origin)
         if self.bench is None:
             raise StageFailedError("a latency needs a device")
+        if self.bench.hardware.fpga is not None:
+            return folded(self.structure, self.build, self.bench.hardware, self.origin)
         if tier is Tier.ESTIMATED:
             batch = len(self.bench.sample)
             return roofline(self.structure, self.build, self.bench.hardware, batch, self.origin)

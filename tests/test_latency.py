@@ -14,7 +14,7 @@ from hwopt.config.hardware import shipped
 from hwopt.core.choices import Choice
 from hwopt.core.measurement import Tier
 from hwopt.latency.bench import Bench
-from hwopt.latency.costs import builder, exported, macs, measured, roofline
+from hwopt.latency.costs import builder, exported, folded, macs, measured, roofline
 from hwopt.latency.precision import fastest_precision
 from hwopt.latency.scaled import Scaled
 from hwopt.models.build import build_model
@@ -73,7 +73,11 @@ def test_costs_are_shares_of_the_origin_and_fall_with_the_width() -> None:
     build = builder(net, structure, (1, 12, 12))
     full = full_widths(structure)
     half = {name: max(1, width // 2) for name, width in full.items()}
-    for cost in (macs(structure, build), roofline(structure, build, shipped("x86-avx2"), 1)):
+    for cost in (
+        macs(structure, build),
+        roofline(structure, build, shipped("x86-avx2"), 1),
+        folded(structure, build, shipped("pynq-z2")),
+    ):
         assert cost.tier is Tier.ESTIMATED
         whole, less = cost([full, half])
         assert whole == pytest.approx(1.0)

@@ -71,7 +71,9 @@ def _run(
 @click.option("--ratio", type=float, help="Share of the channels to remove, 0 to 1.")
 @click.option("--macs", type=float, help="Share of the float model's multiply-accumulates to keep.")
 @click.option("--latency", type=float, help="Share of its latency to keep, measured on the target.")
-@click.option("--estimated", is_flag=True, default=None, help="Latency by the device's roofline.")
+@click.option(
+    "--estimated", is_flag=True, default=None, help="Latency by the device's roofline, or of its design."
+)
 @click.option("--importance", type=click.Choice(_IMPORTANCE), help="What ranks channels; default: l2.")
 @click.option(
     "--scope", type=click.Choice(["group", "network"]), help="Of --ratio: all alike, or the weakest."

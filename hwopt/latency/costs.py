@@ -1,7 +1,7 @@
 """What a network costs at other widths, as a share of its full width: the answers that pruning searches with.
 
-Three kinds, one interface: latency measured on this machine, latency by a roofline of the device, and
-multiply-accumulates. Each says which tier its numbers are.
+Four kinds, one interface: latency measured on this machine, latency by a roofline of the device, latency of the
+design that fits an FPGA, and multiply-accumulates. Each says which tier its numbers are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.errors import ConfigError, StageFailedError
+from hwopt.fpga.estimate import Wish, estimate, with_bits
 from hwopt.latency.bench import Bench
 from hwopt.latency.scaled import Scaled
 from hwopt.layer_table import Layer, layers_of
@@ -109,6 +110,25 @@ def roofline(
     return _counted(structure, build, seconds, "latency", origin)
 
 
+def folded(
+    structure: Structure, build: Build, hardware: HardwareProfile, origin: onnx.ModelProto | None = None
+) -> Cost:
+    """Latency of the streaming design that fits an FPGA best, at the widths of the device's own scheme.
+
+    Raises:
+        StageFailedError: a layer has no circuit.
+    """
+    fabric, scheme = hardware.fpga, hardware.quantization
+    if fabric is None:
+        raise ConfigError(f"{hardware.name} is no FPGA", fix="give the goal in macs")
+
+    def latency(model: onnx.ModelProto) -> float:
+        layers = with_bits(layers_of(model), scheme.weights.type.bits, scheme.activations.type.bits)
+        return estimate(layers, fabric, Wish())[0].cycles.estimate
+
+    return _totalled(structure, build, latency, "latency", origin)
+
+
 def macs(structure: Structure, build: Build, origin: onnx.ModelProto | None = None) -> Cost:
     """Multiply-accumulates."""
     return _counted(structure, build, lambda layer: float(layer.macs), "macs", origin)
@@ -124,6 +144,16 @@ def _counted(
     def total(model: onnx.ModelProto) -> float:
         return sum(price(layer) for layer in layers_of(model))
 
+    return _totalled(structure, build, total, unit, origin)
+
+
+def _totalled(
+    structure: Structure,
+    build: Build,
+    total: Callable[[onnx.ModelProto], float],
+    unit: str,
+    origin: onnx.ModelProto | None,
+) -> Cost:
     whole = total(build(everything(structure)) if origin is None else copy.deepcopy(origin))
     if whole <= 0:
         raise StageFailedError(f"the network has no {unit} to save", fix="give the goal as a ratio")

@@ -35,7 +35,7 @@ class PruneConfig(Settings):
     ratio: Goal | None = None  # share of the channels to remove
     macs: Goal | None = None  # share of the float model's multiply-accumulates to keep
     latency: Goal | None = None  # share of the float model's latency to keep, measured on the target
-    estimated: bool = False  # latency by the device's roofline, where it cannot be measured here
+    estimated: bool = False  # latency by the device's roofline, or of the FPGA design that fits
     importance: Literal["l1", "l2", "batch_norm", "taylor", "fisher", "hessian"] = "l2"
     scope: Literal["group", "network"] = "group"  # of ratio: every group alike, or the weakest of all
     layers: Mapping[str, Ratio] = Field(default_factory=dict)  # own ratios by pattern; 0 keeps a group whole
@@ -112,6 +112,7 @@ def facet(hardware: HardwareProfile) -> dict[str, JSON]:
         **hardware.pruning.to_json(),
         "compute": hardware.compute.to_json() if hardware.compute else None,
         "memory": hardware.memory.to_json() if hardware.memory else None,
+        "fpga": hardware.fpga.to_json() if hardware.fpga else None,
     }
 
 
@@ -120,7 +121,14 @@ def check(config: PruneConfig, hardware: HardwareProfile | None) -> list[tuple[s
     if hardware is None or config.latency is None:
         return []
     if hardware.kind is DeviceKind.FPGA:
-        return [(f"{hardware.name} has no float latency to keep a share of", "give the goal in macs")]
+        if config.estimated:
+            return []
+        return [
+            (
+                f"{hardware.name} is a design: its latency is estimated",
+                "add estimated: true, or give the goal in macs",
+            )
+        ]
     compute, memory = hardware.compute, hardware.memory
     known = compute is not None and "fp32" in compute.ops_per_cycle and memory is not None
     if config.estimated and not (known and memory is not None and memory.bandwidth_gbs is not None):
