@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Final
@@ -20,6 +21,14 @@ from hwopt.plugins import resolve, table
 _EXTRAS: Final = (
     ("LoadGen", "mlperf_loadgen", "loadgen", "percentiles beside ours"),
     ("NVML", "pynvml", "gpu", "clocks and energy of NVIDIA GPUs"),
+    ("QONNX", "qonnx", "fpga", "what hls4ml reads"),
+    ("hls4ml", "hls4ml", "fpga", "C simulation of FPGA designs"),
+    ("da4ml", "da4ml", "fpga", "adder graphs and Verilog of unrolled designs"),
+)
+_TOOLS: Final = (
+    ("g++", "g++", "hls4ml's C simulation"),
+    ("iverilog", "iverilog", "simulation of Verilog"),
+    ("yosys", "yosys", "synthesis of Verilog"),
 )
 
 
@@ -54,6 +63,7 @@ def doctor(as_json: bool) -> int:
                 "preflight": looked.to_json(),
                 "host_profile": device.name if device else None,
                 "backends": list[JSON](backends),
+                "tools": {command: shutil.which(command) is not None for command, _, _ in _TOOLS},
                 "libraries": facts["libraries"],
                 "missing": list[JSON](missing),
             }
@@ -77,6 +87,9 @@ def doctor(as_json: bool) -> int:
         for name, package, extra, what in _EXTRAS:
             ready = "ready" if find_spec(package) else f"not here: pip install 'hwopt[{extra}]'"
             click.echo(f"extra     {name}, {what}: {ready}")
+        for command, package, what in _TOOLS:
+            ready = "ready" if shutil.which(command) else f"not here: apt install {package}"
+            click.echo(f"tool      {command}, {what}: {ready}")
         for warning in looked.warnings():
             click.echo(f"measuring {warning}")
         for name, version in facts["libraries"].items():

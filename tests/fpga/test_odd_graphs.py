@@ -51,6 +51,16 @@ def test_three_spatial_axes_are_refused(tmp_path: Path) -> None:
         hwopt.fpga_estimate(path, target="zcu104", bits=(8, 8))
 
 
+def test_free_sizes_are_refused_and_a_free_batch_is_one(tmp_path: Path) -> None:
+    node = [NODE("Conv", ["x", "w"], ["y"])]
+    free = file(tmp_path, node, ["n", 4, "h", "w"], {"w": weight(8, 4, 3, 3)})  # type: ignore[list-item]
+    with pytest.raises(StageFailedError, match="the shape of 'x' is not known") as raised:
+        hwopt.fpga_estimate(free, target="zcu104", bits=(8, 8))
+    assert "fixed sizes for all axes but the batch" in str(raised.value)
+    batch = file(tmp_path, node, ["n", 4, 8, 8], {"w": weight(8, 4, 3, 3)})  # type: ignore[list-item]
+    assert hwopt.fpga_estimate(batch, target="zcu104", bits=(8, 8))["fits"]
+
+
 def test_dilation_and_auto_pad_reach_the_line_buffer(tmp_path: Path) -> None:
     node = NODE("Conv", ["x", "w"], ["y"], dilations=[4, 4], auto_pad="SAME_UPPER")
     (layer,) = read_layers(file(tmp_path, [node], [1, 4, 32, 32], {"w": weight(8, 4, 3, 3)}))
