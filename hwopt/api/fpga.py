@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from hwopt.core.fpga import Flow, FpgaFabric, Layout
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.engine.single import device
-from hwopt.errors import ConfigError
+from hwopt.errors import ConfigError, HwoptError
 from hwopt.fpga.design import Design
 from hwopt.fpga.estimate import Wish, estimate, estimate_model, narrowed, read_layers, with_bits
-from hwopt.fpga.flows import Fold
+from hwopt.fpga.flows import Fold, words
 from hwopt.fpga.record import to_json
 from hwopt.fpga.search import Found
 from hwopt.layer_table import Layer
@@ -44,7 +45,7 @@ def wish_of(
         ConfigError: a key of a folding that no flow knows.
     """
     folds = {}
-    known = Fold.__dataclass_fields__
+    known = [*sorted(words(Flow(flow))), "lanes"] if flow in set(Flow) else []
     for name, given in (folding or {}).items():
         unknown = sorted(set(given) - set(known))
         if unknown:
@@ -92,7 +93,8 @@ def estimate_design(
     path = Path(model)
     check_model(path)
     wish = wish_of(**wishes)
-    design, found = _design(path, fabric, wish, bits, keep, hardware.pruning.channel_multiple)
+    with placed(path):
+        design, found = _design(path, fabric, wish, bits, keep, hardware.pruning.channel_multiple)
     return {
         "schema_version": 1,
         "model": str(path),
@@ -102,6 +104,15 @@ def estimate_design(
         "keep": keep,
         **to_json(design, found),
     }
+
+
+@contextmanager
+def placed(path: Path) -> Iterator[None]:
+    """Errors about a model name its file."""
+    try:
+        yield
+    except HwoptError as error:
+        raise error.at(str(path)) from None
 
 
 def _design(
@@ -138,12 +149,15 @@ def explore(
     hardware, fabric = fabric_of(target)
     path = Path(model)
     check_model(path)
-    layers, wish = read_layers(path), wish_of(**wishes)
+    wish = wish_of(**wishes)
+    with placed(path):
+        layers = read_layers(path)
     rows: list[dict[str, Any]] = []
-    for pair in bits:
-        for share in keep:
-            varied = _varied(layers, pair, share, hardware.pruning.channel_multiple)
-            design, found = estimate(varied, fabric, wish)
+    for pair in dict.fromkeys(bits):
+        for share in dict.fromkeys(keep):
+            with placed(path):
+                varied = _varied(layers, pair, share, hardware.pruning.channel_multiple)
+                design, found = estimate(varied, fabric, wish)
             facts = to_json(design, found)
             kept = (
                 "fits",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from hwopt.api.fpga import fabric_of
+from hwopt.api.fpga import fabric_of, placed
 from hwopt.api.options import Options, feed_of
 from hwopt.core.backend import Optimization, Recipe
 from hwopt.core.canonical import JSON
@@ -59,7 +59,8 @@ def _samples(path: Path, inputs: str | Path | None, samples: int) -> tuple[Circu
     if samples < 1:
         raise ConfigError(f"{samples} samples prove nothing", fix="give at least 1")
     check_model(path)
-    circuit = Circuit(path)
+    with placed(path):
+        circuit = Circuit(path)
     feed = feed_of(path, Options(batch=circuit.shape[0] or samples), inputs)
     return circuit, np.asarray(feed[circuit.input], np.float32)
 
@@ -81,7 +82,8 @@ def emulate(
     path = Path(model)
     hardware, _ = fabric_of(target)
     circuit, x = _samples(path, inputs, samples)
-    found = agreement(circuit.run(x)[0], as_written(path, hardware, x))
+    with placed(path):
+        found = agreement(circuit.run(x)[0], as_written(path, hardware, x))
     return {"schema_version": 1, "tier": Tier.MEASURED.value, "model": str(path), "emulation": found}
 
 
@@ -93,7 +95,8 @@ def to_qonnx(model: str | Path, output: str | Path) -> dict[str, Any]:
     """
     path = Path(model)
     check_model(path)
-    made = convert(path)
+    with placed(path):
+        made = convert(path)
     onnx.save(made, str(output))
     count = sum(node.op_type == "Quant" for node in made.graph.node)
     return {"schema_version": 1, "model": str(path), "written": str(output), "quantizers": count}
@@ -123,7 +126,8 @@ def prove(
     path = Path(model)
     hardware, fabric = fabric_of(target)
     circuit, x = _samples(path, inputs, samples)
-    reference = circuit.run(x)[0]
+    with placed(path):
+        reference = circuit.run(x)[0]
     found: dict[str, Any] = {
         "schema_version": 1,
         "model": str(path),

@@ -12,7 +12,7 @@ from hwopt.cli.console import json_option, print_json, progress, quiet_option
 from hwopt.config.yaml_text import parse, read_text
 from hwopt.errors import ConfigError
 
-_LAYOUTS = ("streaming", "overlay", "unrolled")
+_LAYOUTS = ("streaming", "overlay", "unrolled")  # the last needs weights, and explore has none
 _FLOWS = ("finn", "hls4ml")
 _STAGE_FAILED = 5
 
@@ -45,7 +45,7 @@ def _folding(path: Path | None) -> dict[str, dict[str, int]] | None:
     fine = isinstance(value, dict) and all(
         isinstance(layer, str)
         and isinstance(fold, dict)
-        and all(isinstance(key, str) and isinstance(n, int) for key, n in fold.items())
+        and all(isinstance(key, str) and type(n) is int for key, n in fold.items())
         for layer, fold in value.items()
     )
     if not fine or not value:
@@ -126,8 +126,9 @@ def estimate(
 
 def _say(found: dict[str, Any]) -> None:
     ms, name = found["latency_ms"], Path(found["model"]).name
-    fits = {True: "fits", False: "does not fit", None: "cannot be judged"}[found["fits"]]
-    click.echo(f"{name} on {found['device']} ({found['part']}), {found['mapping']}: {fits} (estimated)")
+    click.echo(
+        f"{name} on {found['device']} ({found['part']}), {found['layout']}: {found['verdict']} (estimated)"
+    )
     click.echo(
         f"  latency {_time(ms['p50'])} [{_time(ms['low'])}, {_time(ms['high'])}], "
         f"{found['frames_per_second']:,.0f} frames a second at {found['clock_mhz']:g} MHz"
@@ -143,11 +144,14 @@ def _say(found: dict[str, Any]) -> None:
     for text in [*found["short"], *([found["missed"]] if found["missed"] else [])]:
         click.echo(f"  {text}")
     if found["not_judged"]:
-        click.echo(f"  not judged, because no source counts them: {', '.join(found['not_judged'])}")
+        click.echo(f"  not judged, because no source confirms it: {', '.join(found['not_judged'])}")
     energy = found["energy"]
     if energy["uj"] is not None:
         click.echo(f"  energy {energy['uj']:,.1f} µJ a frame: {energy['basis']}")
-    click.echo(f"  limited by {found['bottleneck']}, {found['bottleneck_share']:.0%} of all cycles")
+    click.echo(
+        f"  {found['cycles']:,} cycles for a frame, {found['interval_cycles']:,} between frames, "
+        f"limited by {found['bottleneck']}"
+    )
     search = found["search"]
     if search and search["next_step"]:
         step = search["next_step"]
@@ -167,7 +171,7 @@ def _time(ms: float) -> str:
 @target_option
 @click.option("--bits", "pairs", multiple=True, default=("8:8", "4:4", "2:2"), show_default=True, help="W:A.")
 @click.option("--keep", "shares", multiple=True, type=float, default=(1.0, 0.5), show_default=True)
-@layout_option
+@click.option("--layout", type=click.Choice(_LAYOUTS[:2]), default="streaming", show_default=True)
 @flow_option
 @fps_option
 @json_option

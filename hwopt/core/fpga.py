@@ -34,6 +34,19 @@ class Flow(StrEnum):
     FPGACONVNET = "fpgaconvnet"
 
 
+def misplaced(
+    layout: Layout, flow: Flow, frames_per_second: float | None, overlay: str | None, cores: int | None
+) -> str | None:
+    """What belongs to another layout, in words."""
+    if layout is not Layout.OVERLAY and (overlay is not None or cores is not None):
+        return "overlay and cores belong to the overlay layout"
+    if layout is not Layout.STREAMING and flow is not Flow.FINN:
+        return f"the flow {flow} belongs to the streaming layout"
+    if layout is Layout.UNROLLED and frames_per_second is not None:
+        return "an unrolled design gives a result every cycle: there is no frame rate to ask for"
+    return None
+
+
 class DspPacking(Settings):
     """Multiply-accumulates that one DSP block does in a cycle at given operand widths."""
 

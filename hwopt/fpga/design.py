@@ -112,6 +112,15 @@ class Design:
         return None if self.unknown else True
 
     @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.short:
+            return "does not fit"
+        if self.missed:
+            return "fits, but is too slow"
+        return "cannot be judged" if self.unknown else "fits"
+
+    @property
     def bottleneck(self) -> Unit:
         """The unit that takes the most cycles."""
         return max(self.units, key=lambda unit: unit.cycles)
@@ -136,7 +145,7 @@ def have(fabric: FpgaFabric) -> dict[ResourceName, int | None]:
 def usable(fabric: FpgaFabric) -> dict[ResourceName, float]:
     """What a design may occupy: the share that tools place and route, less the shell."""
     return {
-        name: max(0.0, amount * fabric.usable.get(name, 1.0) - fabric.shell.get(name, 0))
+        name: float(max(0, int(amount * fabric.usable.get(name, 1.0) + 1e-9) - fabric.shell.get(name, 0)))
         for name, amount in have(fabric).items()
         if amount is not None
     }
@@ -151,6 +160,8 @@ def needs(total: Resources, fabric: FpgaFabric, flow: str) -> dict[str, Need]:
             continue
         amount = getattr(total, name) * (fabric.lut_per_lut6 if name == "lut" else 1.0)
         band = bands.of(flow, name)
+        if name == "lut" and fabric.lut_per_lut6 != 1.0:
+            band = bands.Band(band.low * bands.OTHER_TABLES.low, band.high * bands.OTHER_TABLES.high)
         found[name] = Need(
             estimate=amount,
             low=amount * band.low,

@@ -12,7 +12,7 @@ from typing import Final
 
 import onnx
 
-from hwopt.core.fpga import Flow, FpgaFabric, Layout, Overlay
+from hwopt.core.fpga import Flow, FpgaFabric, Layout, Overlay, misplaced
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.fpga import bands, circuits, overlay
 from hwopt.fpga.design import NAMES, NOTHING, Design, Resources, Unit, needs, uncounted
@@ -22,7 +22,7 @@ from hwopt.fpga.simulate import input_cycles, simulate
 from hwopt.fpga.unrolled import unrolled
 from hwopt.layer_table import Layer, LayerKind, foreign, layer_table, unsupported
 
-_TRIES: Final = 3  # of a search and the queues that follow from it
+_TRIES: Final = 4  # of a search and the queues that follow from it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,9 @@ class Wish:
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}", fix="give a number above 0")
+        wrong = misplaced(self.layout, self.flow, self.frames_per_second, self.overlay, self.cores)
+        if wrong:
+            raise ConfigError(wrong, fix="leave it out, or choose the layout that it belongs to")
         if self.folds and self.layout is not Layout.STREAMING:
             raise ConfigError(
                 "a folding belongs to the streaming layout", fix="leave it out, or choose streaming"
@@ -62,6 +65,9 @@ def estimate(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple[D
         ConfigError: the device has no such overlay, or a folding is illegal.
     """
     check(layers)
+    usual = fabric.clock_mhz
+    if wish.layout is Layout.OVERLAY:
+        usual = overlay_of(fabric, wish.overlay)[1].clock_mhz
     if wish.clock_mhz is not None:
         fabric = fabric.model_copy(update={"clock_mhz": wish.clock_mhz})
     if wish.layout not in _LAYOUTS:
@@ -69,13 +75,22 @@ def estimate(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple[D
             f"the {wish.layout} layout is wired from the weights themselves",
             fix="give a quantized model, without --bits and --keep",
         )
-    return _LAYOUTS[wish.layout](layers, fabric, wish)
+    design, found = _LAYOUTS[wish.layout](layers, fabric, wish)
+    return _at_clock(design, usual), found
+
+
+def _at_clock(design: Design, usual: float) -> Design:
+    """Above the device's usual clock nothing says that tools get there."""
+    if design.clock_mhz <= usual:
+        return design
+    note = f"{design.clock_mhz:g} MHz is above the {usual:g} MHz that such designs reach on this device"
+    return replace(design, unknown=(*design.unknown, "clock"), notes=(*design.notes, note))
 
 
 def estimate_model(path: Path, fabric: FpgaFabric, wish: Wish) -> tuple[Design, Found | None]:
     """The same of a quantized ONNX file; the unrolled layout is wired from its weights."""
     if wish.layout is Layout.UNROLLED:
-        return unrolled(path, fabric, wish.clock_mhz), None
+        return _at_clock(unrolled(path, fabric, wish.clock_mhz), fabric.clock_mhz), None
     return estimate(read_layers(path), fabric, wish)
 
 
@@ -219,7 +234,12 @@ def _streaming(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple
     reached = fabric.clock_mhz * 1e6 / interval
     missed = ""
     if wish.frames_per_second and reached < wish.frames_per_second * (1 - 1e-9):
-        missed = f"{reached:,.0f} frames a second at most, {wish.frames_per_second:,.0f} were asked for"
+        missed = (
+            f"{reached:,.0f} frames a second at most, {wish.frames_per_second:,.0f} were asked for"
+            f" (weights come in streams of {fabric.max_stream_bits} bits a processing element)"
+        )
+    at_rf_1 = wish.flow is Flow.HLS4ML and any(u.reuse == 1 for u in units if u.layer.is_weighted)
+    flow_name = "hls4ml at RF 1" if at_rf_1 else str(wish.flow)
     design = Design(
         layout=Layout.STREAMING,
         fabric=fabric,
@@ -227,7 +247,7 @@ def _streaming(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple
         units=tuple(units),
         interval=interval,
         cycles=bands.LATENCY.around(flow.cycles),
-        needs=needs(total, fabric, wish.flow),
+        needs=needs(total, fabric, flow_name),
         fifo_words=flow.fifo_words,
         missed=missed,
         unknown=uncounted(total, fabric),
@@ -253,7 +273,7 @@ def _searched(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> Found:
     """A folding that fits together with the queues that it needs, which are known only when it is."""
     asked = fabric.clock_mhz * 1e6 / wish.frames_per_second if wish.frames_per_second else None
     taken = NOTHING
-    for _ in range(_TRIES):
+    for tried in range(_TRIES):
         found = search(layers, fabric, asked, wish.flow, taken)
         words = simulate(found.units, fabric.input_bits).fifo_words
         queues = _queues(found.units, words, fabric)
@@ -261,8 +281,10 @@ def _searched(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> Found:
         nothing_fits = not found.curve  # with the units alone
         if not words or nothing_fits or all(need.fits for need in needs(total, fabric, wish.flow).values()):
             break
-        taken = Resources(**{n: max(getattr(taken, n), amount) for n, amount in queues.items()})
-    return found
+        # A little more each time: other foldings need other queues.
+        room = 1 + 0.25 * tried
+        taken = Resources(**{n: max(getattr(taken, n), room * amount) for n, amount in queues.items()})
+    return found if taken is NOTHING else replace(found, exact=False)
 
 
 def _queues(units: Sequence[Unit], words: Mapping[str, int], fabric: FpgaFabric) -> Resources:
@@ -303,7 +325,9 @@ def _overlay(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple[D
     one = sum(u.cycles for u in alone)
     interval = sum(u.cycles for u in together) / cores
     taken = {n: getattr(array, n) for n in NAMES}
-    unknown = [n for n, amount in taken.items() if amount is None]
+    unknown = [str(n) for n, amount in taken.items() if amount is None]
+    if cores > array.cores:
+        unknown.append("cores")
     total = Resources(**{n: float(amount or 0) * cores for n, amount in taken.items()})
     exact = {n: need for n, need in needs(total, fabric, "overlay").items() if n not in unknown}
     # A core that its maker ships was placed; what limits is the device, not the share that a search may plan.

@@ -71,11 +71,16 @@ _KEYS = {
 }
 
 
+def words(flow: Flow) -> set[str]:
+    """Keys of a folding that a flow knows."""
+    return _KEYS[flow]
+
+
 def _of_flow(layer: Layer, flow: Flow, fold: Fold) -> None:
     """Refuse a folding in another flow's words, and numbers below 1."""
     default = Fold()
     given = [name for name in Fold.__dataclass_fields__ if getattr(fold, name) != getattr(default, name)]
-    foreign = [name for name in given if name not in _KEYS[flow]]
+    foreign = [name for name in given if name not in words(flow)]
     if foreign:
         raise ConfigError(
             f"the folding of {layer.name} has {foreign[0]}, which {flow} does not know",
@@ -246,5 +251,5 @@ def units_of(
     layers: Sequence[Layer], fabric: FpgaFabric, flow: Flow, folds: Mapping[str, Fold]
 ) -> list[Unit]:
     """The units of a network that is folded as told; layers that are not named take one lane."""
-    words = words_in(layers)
-    return [folded(layer, fabric, flow, folds.get(layer.name, Fold()), words[layer.name]) for layer in layers]
+    arriving = words_in(layers)
+    return [folded(x, fabric, flow, folds.get(x.name, Fold()), arriving[x.name]) for x in layers]

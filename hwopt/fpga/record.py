@@ -15,10 +15,11 @@ def to_json(design: Design, found: Found | None, tier: Tier = Tier.ESTIMATED) ->
     bottleneck = design.bottleneck
     return {
         "tier": tier.value,
-        "mapping": design.layout.value,
+        "layout": design.layout.value,
         "part": design.fabric.part,
         "clock_mhz": design.clock_mhz,
         "fits": design.fits,
+        "verdict": design.verdict,
         "short": list(design.short),
         "missed": design.missed or None,
         "not_judged": list(design.unknown),
@@ -27,7 +28,6 @@ def to_json(design: Design, found: Found | None, tier: Tier = Tier.ESTIMATED) ->
         "latency_ms": latency_ms(design),
         "frames_per_second": design.frames_per_second,
         "bottleneck": bottleneck.layer.name,
-        "bottleneck_share": bottleneck.cycles / sum(unit.cycles for unit in design.units),
         "resources": {
             name: {
                 "estimate": round(need.estimate, 1),

@@ -192,7 +192,8 @@ def synthesize(project: Project, family: str = "xc7") -> Synthesis:
     if not any(_LUTS.fullmatch(name) for name in counted):
         raise StageFailedError("Yosys counted no lookup table", fix="look at cells.txt beside the Verilog")
     return Synthesis(
-        lut=sum(n for name, n in counted.items() if _LUTS.fullmatch(name)),
+        # A carry cell of an ECP5 is two tables.
+        lut=sum(n for name, n in counted.items() if _LUTS.fullmatch(name)) + 2 * counted.get("CCU2C", 0),
         ff=sum(n for name, n in counted.items() if _FLIPFLOPS.fullmatch(name)),
         dsp=sum(n for name, n in counted.items() if name.startswith("DSP") or name == "MULT18X18D"),
         bram=sum(n for name, n in counted.items() if name.startswith("RAMB") or name == "DP16KD"),

@@ -7,6 +7,8 @@ found by bisection, because a longer interval never needs more.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -14,7 +16,7 @@ from itertools import product
 from math import prod
 from operator import add
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -183,27 +185,26 @@ class _Knapsack:
         return self._solve(self.price, interval) or self.least_short(interval)
 
     def least_short(self, interval: float) -> list[Unit]:
-        """Stretch all limits by one factor, as little as it takes."""
+        """Where nothing fits: the design whose shortages, as shares of what may be used, add up to the least."""
         index = np.flatnonzero(self.cycles <= interval)
-        some = self.limits > 0
-        shares = self.amounts[np.ix_(some, index)] / self.limits[some][:, None]
-        none = self.amounts[np.ix_(~some, index)].sum(0) > 0  # takes what the device has not
-        width = len(index) + 1  # the last variable is the factor
+        kinds, count = len(self.names), len(index)
+        shares = self.amounts[:, index] / np.maximum(self.limits, 1.0)[:, None]
+        room = (self.limits > 0).astype(float)
         one = csr_matrix(
-            (np.ones(len(index)), (self.layer[index], np.arange(len(index)))), (len(self.choices), width)
+            (np.ones(count), (self.layer[index], np.arange(count))), (len(self.choices), count + kinds)
         )
-        solved = milp(
-            np.append(none.astype(float), 1e-3),
+        solved = _milp(
+            np.append(1e-3 * self.price[index] / max(float(self.price[index].max()), 1e-12), np.ones(kinds)),
             constraints=[
                 LinearConstraint(one, 1, 1),
-                LinearConstraint(np.hstack([shares, -np.ones((int(some.sum()), 1))]), -np.inf, 0),
+                LinearConstraint(np.hstack([shares, -np.eye(kinds)]), -np.inf, room),
             ],
-            integrality=np.append(np.ones(len(index)), 0),
-            bounds=Bounds(np.zeros(width), np.append(np.ones(len(index)), np.inf)),
+            integrality=np.append(np.ones(count), np.zeros(kinds)),
+            bounds=Bounds(np.zeros(count + kinds), np.append(np.ones(count), np.full(kinds, np.inf))),
             options={"time_limit": self.seconds(), "mip_rel_gap": 0.03},
         )
         if solved.x is not None:
-            return [self.flat[j] for j in index[solved.x[:-1] > 0.5]]
+            return [self.flat[j] for j in index[solved.x[:count] > 0.5]]
         allowed = self.cycles <= interval
         return [
             self.flat[min(np.flatnonzero((self.layer == i) & allowed), key=lambda j: float(self.price[j]))]
@@ -227,7 +228,7 @@ class _Knapsack:
             return None  # not even the least of every resource alone
         one = csr_matrix((np.ones(len(index)), (layer, np.arange(len(index)))))
         scale = np.maximum(self.limits, 1.0)
-        solved = milp(
+        solved = _milp(
             cost[index] / max(float(cost[index].max()), 1e-12),
             constraints=[
                 LinearConstraint(one, 1, 1),
@@ -244,6 +245,18 @@ class _Knapsack:
         if len(chosen) != len(self.choices):
             raise StageFailedError("the folding search gave no whole design", fix="report it with the model")
         return [self.flat[j] for j in chosen]
+
+
+def _milp(*args: Any, **kwargs: Any) -> Any:
+    """SciPy's; what HiGHS prints goes to stderr, because stdout is data."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        return milp(*args, **kwargs)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _fill_shares(layers: Sequence[Layer]) -> list[float]:

@@ -31,11 +31,10 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EstimateConfi
     table = ctx.workdir / "layers.json"
     table.write_text(pretty_json(facts["layers"]))
     latency = latency_ms(design)
-    verdict = "fits" if design.fits else "cannot be judged" if design.fits is None else "does not fit"
     lacking = "; ".join([*design.short, *([design.missed] if design.missed else [])])
     ctx.progress(
         f"estimate: {design.cycles.estimate:,.0f} cycles, {latency['p50']:.4f} ms at {design.clock_mhz:g} MHz, "
-        f"{verdict}" + (f": {lacking}" if lacking else "")
+        f"{design.verdict}" + (f": {lacking}" if lacking else "")
     )
     return StageResult(
         files={"layers": table},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hwopt.core.artifact import Kind
 from hwopt.core.canonical import JSON
-from hwopt.core.fpga import Flow, Layout
+from hwopt.core.fpga import Flow, Layout, misplaced
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec
@@ -23,6 +23,13 @@ class EstimateConfig(Settings):
     overlay: str | None = None  # of the device; None is its first
     cores: Annotated[int, Field(ge=1, le=64)] | None = None
     clock_mhz: Annotated[float, Field(gt=0, le=2000)] | None = None  # None is the device's
+
+    @model_validator(mode="after")
+    def _of_its_layout(self) -> Self:
+        wrong = misplaced(self.layout, self.flow, self.frames_per_second, self.overlay, self.cores)
+        if wrong:
+            raise ValueError(wrong)
+        return self
 
 
 def check(config: EstimateConfig, hardware: HardwareProfile | None) -> list[tuple[str, str]]:
