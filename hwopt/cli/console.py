@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from hwopt.cli.signals import heed
 from hwopt.core.canonical import JSON, pretty_json
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
@@ -37,6 +38,7 @@ def progress(quiet: bool) -> Progress:
     start = time.monotonic()
 
     def say(text: str) -> None:
+        heed()
         click.echo(f"{time.monotonic() - start:7.1f}s  {text}", err=True)
 
     return say

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Final, NoReturn
 
 import click
 
 import hwopt
+from hwopt.cli import signals
 from hwopt.cli.lazy import LazyGroup
 from hwopt.errors import HwoptError, ResourceLimitError
 
@@ -54,13 +53,9 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.obj = {"debug": debug}
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main() -> NoReturn:
     """Entry point: run a command, map every error to its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signals.listen()
     code = _run("--debug" in sys.argv)
     try:
         sys.stdout.flush()
@@ -74,7 +69,7 @@ def _run(debug: bool) -> int:
         code = cli.main(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (click.exceptions.Abort, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the farewell
+        signals.deafen()
         _say("interrupted; a pipeline keeps its finished steps, and the same command goes on from there")
         return INTERRUPTED
     except click.ClickException as error:

@@ -30,6 +30,18 @@ def test_block_ram_takes_the_shape_that_needs_the_fewest(words: int, bits: int, 
     assert fabric().bram.needed(words, bits) == blocks
 
 
+def test_weight_memories_of_a_placed_design() -> None:
+    """LFC of BNN-PYNQ: a memory a processing element; 208 RAMB18 in the placed design's report."""
+    layers = [(32, 64, 832, 1024), (64, 32, 1024, 1024), (32, 64, 1024, 1024), (16, 8, 1024, 64)]
+    assert (
+        sum(
+            pe * fabric("pynq-z2").bram.needed(ins * outs // (pe * simd), simd)
+            for pe, simd, ins, outs in layers
+        )
+        == 208
+    )
+
+
 @pytest.mark.parametrize(
     ("device", "bits", "blocks"),
     [("zcu104", 8, 32), ("zcu104", 4, 16), ("zcu104", 16, 64), ("ecp5-85", 8, 64), ("cyclone-v", 8, 24),

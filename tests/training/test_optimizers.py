@@ -45,7 +45,16 @@ def test_the_list_is_complete() -> None:
     assert {"lion", "soap", "shampoo", "schedulefree_adamw", "prodigy", "sam"} <= set(EXTRA)
 
 
-@pytest.mark.parametrize("name", [*CORE, *(pytest.param(n, marks=needs_extra) for n in EXTRA)])
+LONG = {"schedulefree_sgd", "schedulefree_radam"}  # of one family; schedulefree_adamw runs always
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *CORE,
+        *(pytest.param(n, marks=[needs_extra, *([pytest.mark.slow] if n in LONG else [])]) for n in EXTRA),
+    ],
+)
 def test_every_optimizer_learns(name: str) -> None:
     settings = settings_for(name, epochs=30)
     if name == "lbfgs":  # separable data has no minimum without a penalty, and L-BFGS goes to any length
