@@ -238,6 +238,19 @@ def _streaming(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple
             f"{reached:,.0f} frames a second at most, {wish.frames_per_second:,.0f} were asked for"
             f" (weights come in streams of {fabric.max_stream_bits} bits a processing element)"
         )
+    deep = [
+        u.layer.name
+        for u in units
+        if wish.flow is Flow.HLS4ML and u.layer.is_weighted and u.reuse > u.layer.columns
+    ]
+    notes = (
+        (
+            f"{_some(deep)}: reused more often than there are inputs; where the compiler cannot pipeline that, "
+            "cycles grow by half (hls4ml#446: 1,523 for 1,024)",
+        )
+        if deep
+        else ()
+    )
     at_rf_1 = wish.flow is Flow.HLS4ML and any(u.reuse == 1 for u in units if u.layer.is_weighted)
     flow_name = "hls4ml at RF 1" if at_rf_1 else str(wish.flow)
     design = Design(
@@ -251,6 +264,7 @@ def _streaming(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> tuple
         fifo_words=flow.fifo_words,
         missed=missed,
         unknown=uncounted(total, fabric),
+        notes=notes,
     )
     return design, found
 

@@ -61,6 +61,7 @@ def passes_for_runtimes(proto: onnx.ModelProto) -> None:
     passes.integer_products(proto.graph)
     passes.unshare_grids(proto.graph)
     passes.pack_four_bits(proto)
+    passes.allow_sixteen_bits(proto)
 
 
 def write(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:

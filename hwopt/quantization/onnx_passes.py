@@ -320,10 +320,21 @@ def pack_four_bits(model: onnx.ModelProto) -> None:
     for value in [v for v in graph.value_info if v.name in packed]:
         graph.value_info.remove(value)  # torch's exporter lists weights there, as INT8
     if packed or blocked:
-        for opset in model.opset_import:
-            if opset.domain == "" and opset.version < _INT4_OPSET:
-                opset.version = _INT4_OPSET
-        model.ir_version = max(model.ir_version, 10)
+        _need_opset_21(model)
+
+
+def allow_sixteen_bits(model: onnx.ModelProto) -> None:
+    """Pairs over 16-bit integers came with opset 21, as those over 4 bits did."""
+    wide = {TensorProto.INT16, TensorProto.UINT16}
+    if any(i.data_type in wide for i in model.graph.initializer):
+        _need_opset_21(model)
+
+
+def _need_opset_21(model: onnx.ModelProto) -> None:
+    for opset in model.opset_import:
+        if opset.domain == "" and opset.version < _INT4_OPSET:
+            opset.version = _INT4_OPSET
+    model.ir_version = max(model.ir_version, 10)
 
 
 def split_biases(graph: onnx.GraphProto) -> None:

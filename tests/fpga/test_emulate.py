@@ -16,6 +16,7 @@ from hwopt.api.fpga_proof import as_written
 from hwopt.config.hardware import shipped
 from hwopt.errors import ConfigError
 from hwopt.fpga.emulate import Circuit, divide_half_even
+from hwopt.layer_table import layer_table
 from hwopt.testing.models import float_model, quantized_model
 from tests.fpga.nets import mlp, quantized
 
@@ -43,6 +44,14 @@ def test_equal_to_the_file_as_written(tmp_path: Path, bits: tuple[int, int]) -> 
     torch.manual_seed(0)
     path = quantized(tmp_path, Branches(), (2, 12, 12), bits)
     x = np.random.default_rng(1).random((40, 2, 12, 12)).astype(np.float32)
+    assert np.array_equal(Circuit(path).run(x)[0], as_written(path, shipped("zcu104"), x))
+
+
+@pytest.mark.parametrize("bits", [(12, 10), (8, 16)])
+def test_more_than_eight_bits(tmp_path: Path, bits: tuple[int, int]) -> None:
+    path = quantized(tmp_path, mlp(16, 8, 4), (16,), bits)
+    x = np.random.default_rng(1).random((40, 16)).astype(np.float32)
+    assert {(a.weight_bits, a.activation_bits) for a in layer_table(path)} == {bits}
     assert np.array_equal(Circuit(path).run(x)[0], as_written(path, shipped("zcu104"), x))
 
 
