@@ -111,6 +111,7 @@ class Layer:
     macs: int = 0
     weights: int = 0
     dynamic: bool = False  # both factors are activations
+    thresholds: bool = False  # scales are no powers of two, so that no shift requantizes the output
     constant: bool = False  # an addition or multiplication of something stored, such as a bias
 
     @property
@@ -289,6 +290,7 @@ class _Reader:
             activation_bits=self.bits(node.input[0] if not stored[0] else node.input[-1]),
             out_bits=self.bits_after(node.output[0]),
             dynamic=weighted and not stored[1],
+            thresholds=weighted and not self.shifts(node),
             constant=kind in {LayerKind.ADD, LayerKind.MULTIPLY} and any(stored),
             **fields,
         )
@@ -313,6 +315,16 @@ class _Reader:
             else:
                 waiting += [n for n in parts if n not in self.stored]
         return not self.stored[name]
+
+    def shifts(self, node: onnx.NodeProto) -> bool:
+        """Whether the scales of weights and output are powers of two; a float layer is taken to get such."""
+        pairs = [self.maker.get(node.input[1]), *self.quantizers_after(node.output[0])]
+        for pair in pairs:
+            scale = self.constants.get(pair.input[1]) if pair is not None and len(pair.input) > 1 else None
+            quantizes = pair is not None and pair.op_type in {"QuantizeLinear", "DequantizeLinear", *_QUANT}
+            if quantizes and scale is not None and (np.frexp(numpy_helper.to_array(scale))[0] != 0.5).any():
+                return False
+        return True
 
     def products(self, node: onnx.NodeProto) -> int:
         """Multiply-accumulates of the operators that no cost model prices so far."""
@@ -382,19 +394,23 @@ class _Reader:
             int(numpy_helper.to_array(self.constants[node.input[3]])) if len(node.input) > 3 else _FLOAT_BITS
         )
 
-    def bits_after(self, name: str) -> int:
-        """Width of an output as it is stored: of the first quantizer behind it, else float."""
+    def quantizers_after(self, name: str) -> list[onnx.NodeProto]:
+        """The first quantizers behind an output, through what costs nothing."""
         for _ in range(8):  # as many free operators may stand between
             followers = self.users.get(name, [])
-            for node in followers:
-                if node.op_type in _QUANT:
-                    return self.quant_bits(node)
-                if node.op_type == "QuantizeLinear":
-                    pair = next(iter(self.users.get(node.output[0], [])), None)
-                    return _FLOAT_BITS if pair is None else self.bits(pair.output[0])
-            if len(followers) != 1 or followers[0].op_type not in {"Relu", "Clip", *_VIEWS}:
-                return _FLOAT_BITS
+            found = [n for n in followers if n.op_type in {"QuantizeLinear", *_QUANT}]
+            if found or len(followers) != 1 or followers[0].op_type not in {"Relu", "Clip", *_VIEWS}:
+                return found
             name = followers[0].output[0]
+        return []
+
+    def bits_after(self, name: str) -> int:
+        """Width of an output as it is stored: of the first quantizer behind it, else float."""
+        for node in self.quantizers_after(name):
+            if node.op_type in _QUANT:
+                return self.quant_bits(node)
+            pair = next(iter(self.users.get(node.output[0], [])), None)
+            return _FLOAT_BITS if pair is None else self.bits(pair.output[0])
         return _FLOAT_BITS
 
 

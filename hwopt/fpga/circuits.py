@@ -99,8 +99,24 @@ def matrix_resources(
     ff = FF_PER_LUT * lut
     words, bits = max(1, layer.rows * layer.columns // (p * q)), p * q * w
     memory = store(fabric, words, bits, weights_in)
+    if layer.thresholds:
+        memory += threshold_resources(fabric, layer, p, acc)
     dsp = dsp_blocks(fabric, p, q, w, a, shared=layer.groups == 1) if in_dsp else 0
     return Resources(lut=lut, ff=ff, dsp=dsp) + memory
+
+
+def threshold_resources(fabric: FpgaFabric, layer: Layer, p: int, acc: int) -> Resources:
+    """Requantization by comparing the accumulator with the least value of every code: a binary search of B steps.
+
+    Reference:
+        FINN finn-rtllib/thresholding: B stages, stage i with 2^i thresholds for each of MH/P rows.
+    """
+    b = min(layer.out_bits, 16)
+    total = Resources(lut=1.1 * p * b * acc)
+    for stage in range(b):
+        words = max(1, layer.rows // p) * 2**stage
+        total += store(fabric, words, p * acc, "lutram" if words <= LUTRAM_DEPTH else "bram")
+    return total
 
 
 def store(fabric: FpgaFabric, words: int, bits: int, kind: str) -> Resources:

@@ -8,7 +8,7 @@ pairs in float32 is an approximation of this; the two are compared, not assumed 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,21 +21,38 @@ from onnx import helper, numpy_helper
 from hwopt.errors import ConfigError, StageFailedError
 
 Int = npt.NDArray[np.int64]
+Real = npt.NDArray[np.float64]
 _FAR: Final = 2.0**40  # bounds beyond are no bounds
 _EXACT: Final = 2**53  # products are summed in float64, which holds every integer up to here
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Values ``m·2^e/d``: mantissas of any shape, exponents that broadcast to them, one divisor."""
+    """Values ``m·2^e·s/d``: mantissas of any shape, exponents that broadcast to them, one divisor.
+
+    ``s`` is 1 where scales are powers of two. Another scale never becomes arithmetic in the circuit: it is part of
+    the thresholds of the next quantizer, with which the integer m is compared.
+    """
 
     m: Int
     e: Int
     d: int = 1
+    s: Real = field(default_factory=lambda: np.ones(()))
+
+    @property
+    def scale(self) -> Real:
+        """What a step of m is worth."""
+        found: Real = np.ldexp(self.s, self.e.astype(np.int32)) / self.d
+        return found
+
+    @property
+    def shifts(self) -> bool:
+        """Whether scales are powers of two."""
+        return bool((self.s == 1).all())
 
     def value(self) -> npt.NDArray[np.float64]:
         """As float64."""
-        found: npt.NDArray[np.float64] = np.ldexp(self.m.astype(np.float64), self.e.astype(np.int32)) / self.d
+        found: Real = np.ldexp(self.m.astype(np.float64), self.e.astype(np.int32)) * self.s / self.d
         return found
 
 
@@ -121,6 +138,15 @@ def exponent_of(scale: npt.ArrayLike) -> Int:
     return (exponent - 1).astype(np.int64)
 
 
+def split(scale: npt.ArrayLike) -> tuple[Int, Real]:
+    """Scales as powers of two, or as they are where one is none."""
+    real = np.asarray(scale, np.float64)
+    try:
+        return exponent_of(real), np.ones(())
+    except NotExactError:
+        return np.zeros((), np.int64), real
+
+
 def divide_half_even(m: Int, divisor: Int | int) -> Int:
     """``m / divisor`` rounded to the nearest integer, ties to even."""
     quotient, rest = np.floor_divide(m, divisor), np.mod(m, divisor)
@@ -130,7 +156,7 @@ def divide_half_even(m: Int, divisor: Int | int) -> Int:
     return rounded
 
 
-def _along(values: Int, axis: int, ndim: int) -> Int:
+def _along(values: Any, axis: int, ndim: int) -> Any:
     """Per-channel values in the shape that broadcasts along ``axis``."""
     if values.size == 1:
         return values.reshape(())
@@ -144,15 +170,22 @@ def _quantize(taken: list[Any], attributes: Attributes) -> Any:
     low, high = code_range(zero_of(taken, attributes).dtype)
     zero = zero_of(taken, attributes).astype(np.int64)
     axis, ndim = int(attributes.get("axis", 1)), np.ndim(x.m if isinstance(x, Fixed) else x)
-    e, zero = _along(exponent_of(scale), axis, ndim), _along(zero, axis, ndim)
-    if isinstance(x, Fixed):
+    if not (np.isfinite(scale).all() and (np.asarray(scale) > 0).all()):
+        raise NotExactError("a scale is not above 0", "quantize anew")
+    e, s = split(scale)
+    e, s, zero = (_along(part, axis, ndim) for part in (e, s, zero))
+    if isinstance(x, Fixed) and not (x.shifts and (s == 1).all()):
+        # Thresholds: the least m of each code, which the tools compute in doubles as this does.
+        real = x.m * (x.scale / np.ldexp(s, e.astype(np.int32)))
+        codes = np.clip(np.rint(real), low - zero, high - zero).astype(np.int64)
+    elif isinstance(x, Fixed):
         shift = x.e - e  # the code is m·2^shift / d
         left = _shifted(x.m, np.maximum(shift, 0))
         codes = divide_half_even(left, _shifted(np.asarray(x.d), np.maximum(-shift, 0)))
     else:
         if np.isnan(x).any():
             raise NotExactError("an input is NaN", "give finite inputs")
-        real = np.ldexp(np.asarray(x, np.float64), (-e).astype(np.int32))
+        real = np.ldexp(np.asarray(x, np.float64), (-e).astype(np.int32)) / s
         codes = np.clip(np.rint(real), low - zero, high - zero).astype(np.int64)
     return _Codes(np.clip(codes + zero, low, high))
 
@@ -212,8 +245,8 @@ def _dequantize(taken: list[Any], attributes: Attributes) -> Fixed:
     zero = np.asarray(taken[2]).astype(np.int64) if len(taken) > 2 and taken[2] is not None else np.int64(0)
     if attributes.get("block_size"):
         raise NotExactError("scales of blocks have no shift each", "quantize with one scale a channel")
-    e = _along(exponent_of(taken[1]), axis, stored.ndim)
-    return Fixed(stored - _along(np.asarray(zero), axis, stored.ndim), e)
+    e, s = (_along(part, axis, stored.ndim) for part in split(taken[1]))
+    return Fixed(stored - _along(np.asarray(zero), axis, stored.ndim), e, s=s)
 
 
 def _exact(x: Any, op: str) -> Fixed:
@@ -226,10 +259,15 @@ def _exact(x: Any, op: str) -> Fixed:
 
 def _one_exponent(x: Fixed) -> Fixed:
     """The same values with a single exponent, the least of them."""
+    if x.s.size > 1:
+        raise NotExactError(
+            "channels with scales that are no powers of two meet", "put a quantizer behind the layer before"
+        )
+    s = x.s.reshape(())
     if x.e.size == 1:
-        return Fixed(x.m, x.e.reshape(()), x.d)
+        return Fixed(x.m, x.e.reshape(()), x.d, s)
     least = x.e.min()
-    return Fixed(_shifted(x.m, x.e - least), np.asarray(least), x.d)
+    return Fixed(_shifted(x.m, x.e - least), np.asarray(least), x.d, s)
 
 
 def _checked(product: npt.NDArray[np.float64], x: Fixed, w: Fixed) -> Int:
@@ -245,12 +283,19 @@ def _bias(total: Fixed, bias: Any, axis: int) -> Fixed:
         return total
     if not isinstance(bias, Fixed):
         raise NotExactError("the bias is a float", "quantize with bias: int32")
-    e = bias.e.reshape(-1) if bias.e.size > 1 else bias.e.reshape(())
-    summand = Fixed(_along(bias.m, axis, total.m.ndim), _along(e, axis, total.m.ndim))
-    return _sum(total, summand)
+    ndim = total.m.ndim
+    e, scales = (_along(part.reshape(-1), axis, ndim) for part in (bias.e, bias.s))
+    return _sum(total, Fixed(_along(bias.m, axis, ndim), e, s=scales))
 
 
 def _sum(a: Fixed, b: Fixed) -> Fixed:
+    if not (a.shifts and b.shifts):
+        if not np.allclose(a.scale, b.scale, rtol=1e-6, atol=0):
+            raise NotExactError(
+                "summands have scales that no shift aligns",
+                "quantize with power-of-two scales, or give both one scale",
+            )
+        return replace(a, m=a.m + b.m)
     e = np.minimum(a.e, b.e)
     return Fixed(_shifted(a.m, a.e - e) + _shifted(b.m, b.e - e), e)
 
@@ -272,17 +317,20 @@ def _conv(taken: list[Any], attributes: Attributes) -> Fixed:
         dilation=tuple(attributes.get("dilations", [1] * dims)),
         groups=int(attributes.get("group", 1)),
     )
-    e = x.e + (_along(w.e.reshape(-1), 1, x.m.ndim) if w.e.size > 1 else w.e.reshape(()))
-    return _bias(Fixed(_checked(found.numpy(), x, w), e), taken[2] if len(taken) > 2 else None, 1)
+    e, scales = (_along(part.reshape(-1), 1, x.m.ndim) for part in (w.e, w.s))
+    total = Fixed(_checked(found.numpy(), x, w), x.e + e, s=x.s * scales)
+    return _bias(total, taken[2] if len(taken) > 2 else None, 1)
 
 
 def _product(x: Fixed, w: Fixed, axis: int) -> Fixed:
     """``x @ w`` with weights whose scales run along ``axis`` of w."""
     x = _one_exponent(x)
-    if w.e.size > 1 and w.e.shape[axis] == 1:
+    if max(w.e.size, w.s.size) > 1 and (w.e if w.e.size > 1 else w.s).shape[axis] == 1:
         w = _one_exponent(w)  # scales along the sum cannot leave it
     found = _checked(x.m.astype(np.float64) @ w.m.astype(np.float64), x, w)
-    return Fixed(found, x.e + (w.e.reshape(-1) if w.e.size > 1 else w.e.reshape(())))
+    e = w.e.reshape(-1) if w.e.size > 1 else w.e.reshape(())
+    scales = w.s.reshape(-1) if w.s.size > 1 else w.s.reshape(())
+    return Fixed(found, x.e + e, s=x.s * scales)
 
 
 def _gemm(taken: list[Any], attributes: Attributes) -> Fixed:
@@ -294,7 +342,7 @@ def _gemm(taken: list[Any], attributes: Attributes) -> Fixed:
         raise NotExactError("alpha, beta or transA are set", "export a plain linear layer")
     x, w = _exact(taken[0], "Gemm"), _exact(taken[1], "Gemm")
     if attributes.get("transB", 0):
-        w = Fixed(w.m.T, w.e.T if w.e.ndim == 2 else w.e)
+        w = Fixed(w.m.T, w.e.T, s=w.s.T)
     return _bias(_product(x, w, 1), taken[2] if len(taken) > 2 else None, 1)
 
 
@@ -308,14 +356,14 @@ def _add(taken: list[Any], attributes: Attributes) -> Fixed:
 
 def _mul(taken: list[Any], attributes: Attributes) -> Fixed:
     a, b = _exact(taken[0], "Mul"), _exact(taken[1], "Mul")
-    return Fixed(a.m * b.m, a.e + b.e)
+    return Fixed(a.m * b.m, a.e + b.e, s=a.s * b.s)
 
 
 def _relu(taken: list[Any], attributes: Attributes) -> Fixed:
     x = taken[0]
     if not isinstance(x, Fixed):
         raise NotExactError("the input of Relu is not quantized", "quantize every layer of the model")
-    return Fixed(np.maximum(x.m, 0), x.e, x.d)
+    return replace(x, m=np.maximum(x.m, 0))
 
 
 def _clip(taken: list[Any], attributes: Attributes) -> Any:
@@ -324,7 +372,9 @@ def _clip(taken: list[Any], attributes: Attributes) -> Any:
         [*taken[1:3], None, None][:2] if len(taken) > 1 else [attributes.get("min"), attributes.get("max")]
     )
     ends = [None if b is None else float(_as_float(b)) for b in bounds]
-    if not isinstance(x, Fixed):  # the network's input, before its quantizer
+    if isinstance(x, Fixed) and not x.shifts:
+        x = x.value()  # the thresholds behind it hold the bounds
+    if not isinstance(x, Fixed):  # also the network's input, before its quantizer
         return np.clip(x, -np.inf if ends[0] is None else ends[0], np.inf if ends[1] is None else ends[1])
     finest = x.e
     for end in ends:
@@ -352,9 +402,9 @@ def _lowest_bit(value: float) -> int:
 
 
 def _max_pool(taken: list[Any], attributes: Attributes) -> Fixed:
-    x = _one_exponent(_exact(taken[0], "MaxPool"))
+    x = _exact(taken[0], "MaxPool")  # scales are of channels, and windows stay in one
     windows = _windows(x.m, attributes, fill=np.iinfo(np.int64).min)
-    return Fixed(windows.max(axis=tuple(range(-(x.m.ndim - 2), 0))), x.e)
+    return replace(x, m=windows.max(axis=tuple(range(-(x.m.ndim - 2), 0))))
 
 
 def _windows(m: Int, attributes: Attributes, fill: int) -> Int:
@@ -376,23 +426,28 @@ def _windows(m: Int, attributes: Attributes, fill: int) -> Int:
 
 
 def _average_pool(taken: list[Any], attributes: Attributes) -> Fixed:
-    x = _one_exponent(_exact(taken[0], "AveragePool"))
+    x = _exact(taken[0], "AveragePool")
     dims = x.m.ndim - 2
     axes = tuple(range(-dims, 0))
     total = _windows(x.m, attributes, fill=0).sum(axis=axes)
     if any(attributes.get("pads", [])) and not attributes.get("count_include_pad", 0):
         raise NotExactError("averages over windows of unequal size are not emulated", "count the padding")
-    return Fixed(total, x.e, int(np.prod(attributes["kernel_shape"])))
+    return Fixed(total, x.e, int(np.prod(attributes["kernel_shape"])), x.s)
 
 
 def _global_average(taken: list[Any], attributes: Attributes) -> Fixed:
-    x = _one_exponent(_exact(taken[0], "GlobalAveragePool"))
+    x = _exact(taken[0], "GlobalAveragePool")
     axes = tuple(range(2, x.m.ndim))
-    return Fixed(x.m.sum(axis=axes, keepdims=True), x.e, int(np.prod(x.m.shape[2:])))
+    return Fixed(x.m.sum(axis=axes, keepdims=True), x.e, int(np.prod(x.m.shape[2:])), x.s)
 
 
 def _concat(taken: list[Any], attributes: Attributes) -> Fixed:
     sides = [_one_exponent(_exact(x, "Concat")) for x in taken]
+    if not all(side.shifts for side in sides):
+        if not all(np.allclose(side.scale, sides[0].scale, rtol=1e-6, atol=0) for side in sides):
+            raise NotExactError("branches have scales that no shift aligns", "give them one scale")
+        whole = np.concatenate([side.m for side in sides], axis=int(attributes["axis"]))
+        return replace(sides[0], m=whole)
     least = min(int(s.e) for s in sides)
     joined = np.concatenate(
         [_shifted(s.m, np.asarray(int(s.e) - least)) for s in sides], axis=int(attributes["axis"])
@@ -405,7 +460,7 @@ def _viewed(change: Callable[[Any, list[Any], Attributes], Any]) -> Operator:
         x = taken[0]
         if isinstance(x, Fixed):
             x = _one_exponent(x)
-            return Fixed(change(x.m, taken[1:], attributes), x.e, x.d)
+            return replace(x, m=change(x.m, taken[1:], attributes))
         if isinstance(x, _Codes):
             return _Codes(change(x.values, taken[1:], attributes))
         return change(np.asarray(x), taken[1:], attributes)

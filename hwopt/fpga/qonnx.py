@@ -122,6 +122,8 @@ class _Writer:
         if codes.ndim == 1:  # a bias goes into the accumulator as it is
             self.renamed[node.output[0]] = name
             return []
+        if self.one_scale:
+            exponent_of(scale)  # hls4ml's types have no other
         if self.one_scale and scale.size > 1:
             e = exponent_of(scale)
             codes = codes << (e - e.min()).reshape(shape)

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hwopt.errors import ConfigError, EngineMissingError
-from hwopt.fpga.emulate import Circuit, code_range, zero_of
+from hwopt.fpga.emulate import Circuit, NotExactError, code_range, exponent_of, zero_of
 
 MOST_WEIGHTS: Final = (
     20_000  # da4ml takes seconds for a thousand weights, and more than proportionally for more
@@ -63,6 +63,12 @@ class Wires:
                 f"the model has {weights:,} weights, and {MOST_WEIGHTS:,} are wired at most",
                 fix="choose the streaming layout, or prune the model",
             )
+        for node in graph.node:
+            if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+                try:
+                    exponent_of(self.circuit.constants[node.input[1]])
+                except NotExactError as error:
+                    raise ConfigError(str(error), fix=error.fix) from None
         self.first, self.scale, self.low, self.high = self._first_quantizer(graph)
         self.logic = self._trace(graph)
 

@@ -41,9 +41,15 @@ def dense(features: int, outs: int, name: str = "d", inputs: tuple[str, ...] = (
     )  # fmt: skip
 
 
-def quantized(folder: Path, net: nn.Module, shape: tuple[int, ...], bits: tuple[int, int] = (8, 8)) -> Path:
-    """An ONNX file of a network under an FPGA's scheme at these bits, calibrated on random numbers in 0…1."""
-    scheme = shipped("zcu104").quantization
+def quantized(
+    folder: Path,
+    net: nn.Module,
+    shape: tuple[int, ...],
+    bits: tuple[int, int] = (8, 8),
+    device: str = "zcu104",
+) -> Path:
+    """An ONNX file of a network under a device's scheme at these bits, calibrated on random numbers in 0…1."""
+    scheme = shipped(device).quantization
     scheme = scheme.model_copy(
         update={
             "weights": scheme.weights.with_dtype(f"int{bits[0]}"),

@@ -16,9 +16,10 @@ from hwopt.api.fpga_proof import as_written
 from hwopt.config.hardware import shipped
 from hwopt.errors import ConfigError
 from hwopt.fpga.emulate import Circuit, divide_half_even
+from hwopt.fpga.estimate import Wish, estimate
 from hwopt.layer_table import layer_table
 from hwopt.testing.models import float_model, quantized_model
-from tests.fpga.nets import mlp, quantized
+from tests.fpga.nets import fabric, mlp, quantized
 
 
 class Branches(nn.Module):
@@ -87,11 +88,35 @@ def test_division_rounds_ties_to_even(value: int, divisor: int) -> None:
     assert int(found[0]) == round(Fraction(value, divisor))
 
 
-def test_scales_that_no_shift_applies_are_refused(tmp_path: Path) -> None:
+def test_scales_that_no_shift_aligns_are_refused(tmp_path: Path) -> None:
+    """A residual sum of two scales would take a multiplier, which no FPGA tool builds."""
     path, _ = quantized_model(tmp_path, "x86-avx512-vnni")
     x = np.zeros((1, 1, 8, 8), np.float32)
-    with pytest.raises(ConfigError, match="is no power of two"):
+    with pytest.raises(ConfigError, match="summands have scales that no shift aligns"):
         Circuit(path).run(x)
+
+
+def test_other_scales_become_thresholds(tmp_path: Path) -> None:
+    """Free scales and zero points, as other tools write them: every accumulator stays an integer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(72, 5)
+    )  # fmt: skip
+    path = quantized(tmp_path, net, (2, 12, 12), device="x86-avx512-vnni")
+    x = np.random.default_rng(1).random((60, 2, 12, 12)).astype(np.float32)
+    ours, written = Circuit(path).run(x)[0], as_written(path, shipped("zcu104"), x)
+    # The file rounds sums in float32: here and there a value at the edge of a code falls on its other side.
+    assert np.mean(np.abs(ours - written) < 1e-5) > 0.95
+    assert (ours.argmax(1) == written.argmax(1)).mean() > 0.95
+    layers = layer_table(path)
+    assert all(layer.thresholds for layer in layers if layer.is_weighted)
+    shifted = layer_table(quantized(tmp_path, net, (2, 12, 12)))
+    assert not any(layer.thresholds for layer in shifted)
+    costs = [
+        estimate(table, fabric(), Wish(frames_per_second=1000))[0].needs["lut"].estimate
+        for table in (layers, shifted)
+    ]
+    assert costs[0] > costs[1]
 
 
 def test_a_float_model_is_refused(tmp_path: Path) -> None:
