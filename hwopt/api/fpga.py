@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hwopt.config import hardware as profiles
 from hwopt.core.fpga import Flow, FpgaFabric, Layout
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
@@ -26,7 +27,8 @@ def fabric_of(target: str) -> tuple[HardwareProfile, FpgaFabric]:
     """A device that is an FPGA; ConfigError for another."""
     hardware = device(target)
     if hardware.fpga is None:
-        raise ConfigError(f"{hardware.name} is no FPGA", fix="hwopt hardware list shows the FPGAs")
+        known = [name for name in profiles.names() if profiles.shipped(name).fpga is not None]
+        raise ConfigError(f"{hardware.name} is no FPGA", fix=f"choose one of {', '.join(known)}")
     return hardware, hardware.fpga
 
 

@@ -41,8 +41,3 @@ RESOURCES: Final = {
 def of(flow: str, name: str) -> Band:
     """The band of one resource; what follows from the mapping alone is exact."""
     return RESOURCES.get(flow, {}).get(name, EXACT)
-
-
-def upper(name: str, flow: str = "finn") -> float:
-    """Factor of the upper end."""
-    return of(flow, name).high

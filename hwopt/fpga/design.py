@@ -151,6 +151,14 @@ def usable(fabric: FpgaFabric) -> dict[ResourceName, float]:
     }
 
 
+def band_of(fabric: FpgaFabric, flow: str, name: str) -> bands.Band:
+    """The band of a resource on a device: wider where its tables are none of six inputs."""
+    band = bands.of(flow, name)
+    if name == "lut" and fabric.lut_per_lut6 != 1.0:
+        return bands.Band(band.low * bands.OTHER_TABLES.low, band.high * bands.OTHER_TABLES.high)
+    return band
+
+
 def needs(total: Resources, fabric: FpgaFabric, flow: str) -> dict[str, Need]:
     """Resources with their bands, in the device's own tables, beside what may be used."""
     limits, whole = usable(fabric), have(fabric)
@@ -159,9 +167,7 @@ def needs(total: Resources, fabric: FpgaFabric, flow: str) -> dict[str, Need]:
         if name not in limits or (name == "uram" and not whole[name] and not total.uram):
             continue
         amount = getattr(total, name) * (fabric.lut_per_lut6 if name == "lut" else 1.0)
-        band = bands.of(flow, name)
-        if name == "lut" and fabric.lut_per_lut6 != 1.0:
-            band = bands.Band(band.low * bands.OTHER_TABLES.low, band.high * bands.OTHER_TABLES.high)
+        band = band_of(fabric, flow, name)
         found[name] = Need(
             estimate=amount,
             low=amount * band.low,

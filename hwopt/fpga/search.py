@@ -24,8 +24,7 @@ from scipy.sparse import csr_matrix
 
 from hwopt.core.fpga import Flow, FpgaFabric
 from hwopt.errors import StageFailedError
-from hwopt.fpga.bands import upper
-from hwopt.fpga.design import NAMES, NOTHING, Resources, Unit, usable
+from hwopt.fpga.design import NAMES, NOTHING, Resources, Unit, band_of, usable
 from hwopt.fpga.flows import options, words_in
 from hwopt.fpga.simulate import needed, simulate
 from hwopt.layer_table import Layer
@@ -158,7 +157,7 @@ class _Knapsack:
         tables = {"lut": fabric.lut_per_lut6}
         self.limits = np.array(
             [
-                max(0.0, limits[n] / upper(n, flow) / tables.get(n, 1.0) - getattr(taken, n))
+                max(0.0, limits[n] / band_of(fabric, flow, n).high / tables.get(n, 1.0) - getattr(taken, n))
                 for n in self.names
             ]
         )
