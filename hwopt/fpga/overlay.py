@@ -43,6 +43,8 @@ def units_of(layers: Sequence[Layer], overlay: Overlay, cores: int = 1) -> list[
         cycles = max(compute, moved / share) + overlay.layer_us * overlay.clock_mhz
         found.append(Unit(layer=layer, cycles=cycles, off_chip_bytes=moved))
         before = layer.name
+    if not found:
+        raise StageFailedError("no layer of the model takes the overlay's time", fix="give the whole network")
     return found
 
 
