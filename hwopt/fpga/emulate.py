@@ -8,7 +8,7 @@ pairs in float32 is an approximation of this; the two are compared, not assumed 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,41 +19,20 @@ import torch
 from onnx import helper, numpy_helper
 
 from hwopt.errors import ConfigError, StageFailedError
+from hwopt.fpga.fixed import (
+    Fixed,
+    Int,
+    NotExactError,
+    added,
+    along,
+    divide_half_even,
+    one_exponent,
+    shifted,
+    split,
+)
 
-Int = npt.NDArray[np.int64]
-Real = npt.NDArray[np.float64]
 _FAR: Final = 2.0**40  # bounds beyond are no bounds
 _EXACT: Final = 2**53  # products are summed in float64, which holds every integer up to here
-
-
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """Values ``m·2^e·s/d``: mantissas of any shape, exponents that broadcast to them, one divisor.
-
-    ``s`` is 1 where scales are powers of two. Another scale never becomes arithmetic in the circuit: it is part of
-    the thresholds of the next quantizer, with which the integer m is compared.
-    """
-
-    m: Int
-    e: Int
-    d: int = 1
-    s: Real = field(default_factory=lambda: np.ones(()))
-
-    @property
-    def scale(self) -> Real:
-        """What a step of m is worth."""
-        found: Real = np.ldexp(self.s, self.e.astype(np.int32)) / self.d
-        return found
-
-    @property
-    def shifts(self) -> bool:
-        """Whether scales are powers of two."""
-        return bool((self.s == 1).all())
-
-    def value(self) -> npt.NDArray[np.float64]:
-        """As float64."""
-        found: Real = np.ldexp(self.m.astype(np.float64), self.e.astype(np.int32)) * self.s / self.d
-        return found
 
 
 Attributes = Mapping[str, Any]
@@ -64,8 +43,8 @@ class Circuit:
     """A quantized model as integer arithmetic.
 
     Raises:
-        ConfigError: a scale is no power of two, an operator has no integer arithmetic here, or a tensor that
-            is not quantized enters a product.
+        ConfigError: an operator has no integer arithmetic here, a tensor that is not quantized enters a product,
+            or two scales meet that no shift aligns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,59 +89,8 @@ class Circuit:
         return [_as_float(values[value.name]) for value in self.graph.output]
 
 
-class NotExactError(Exception):
-    """What no integer arithmetic expresses; becomes a ConfigError where the operator is known."""
-
-    def __init__(self, text: str, fix: str | None = None) -> None:
-        super().__init__(text)
-        self.fix = fix
-
-
 def _as_float(value: Any) -> npt.NDArray[np.float64]:
     return value.value() if isinstance(value, Fixed) else np.asarray(value, np.float64)
-
-
-def exponent_of(scale: npt.ArrayLike) -> Int:
-    """The powers of two that scales are.
-
-    Raises:
-        NotExactError: one is not.
-    """
-    mantissa, exponent = np.frexp(np.asarray(scale, np.float64))
-    if not (mantissa == 0.5).all():
-        worst = float(np.asarray(scale).ravel()[int(np.argmax(mantissa.ravel() != 0.5))])
-        raise NotExactError(
-            f"the scale {worst:g} is no power of two, and a shift cannot apply it",
-            "quantize for an FPGA profile, whose scales are powers of two",
-        )
-    return (exponent - 1).astype(np.int64)
-
-
-def split(scale: npt.ArrayLike) -> tuple[Int, Real]:
-    """Scales as powers of two, or as they are where one is none."""
-    real = np.asarray(scale, np.float64)
-    try:
-        return exponent_of(real), np.ones(())
-    except NotExactError:
-        return np.zeros((), np.int64), real
-
-
-def divide_half_even(m: Int, divisor: Int | int) -> Int:
-    """``m / divisor`` rounded to the nearest integer, ties to even."""
-    quotient, rest = np.floor_divide(m, divisor), np.mod(m, divisor)
-    twice = 2 * rest
-    up = (twice > divisor) | ((twice == divisor) & (quotient % 2 != 0))
-    rounded: Int = quotient + up
-    return rounded
-
-
-def _along(values: Any, axis: int, ndim: int) -> Any:
-    """Per-channel values in the shape that broadcasts along ``axis``."""
-    if values.size == 1:
-        return values.reshape(())
-    shape = [1] * ndim
-    shape[axis] = -1
-    return values.reshape(shape)
 
 
 def _quantize(taken: list[Any], attributes: Attributes) -> Any:
@@ -173,15 +101,15 @@ def _quantize(taken: list[Any], attributes: Attributes) -> Any:
     if not (np.isfinite(scale).all() and (np.asarray(scale) > 0).all()):
         raise NotExactError("a scale is not above 0", "quantize anew")
     e, s = split(scale)
-    e, s, zero = (_along(part, axis, ndim) for part in (e, s, zero))
+    e, s, zero = (along(part, axis, ndim) for part in (e, s, zero))
     if isinstance(x, Fixed) and not (x.shifts and (s == 1).all()):
         # Thresholds: the least m of each code, which the tools compute in doubles as this does.
         real = x.m * (x.scale / np.ldexp(s, e.astype(np.int32)))
         codes = np.clip(np.rint(real), low - zero, high - zero).astype(np.int64)
     elif isinstance(x, Fixed):
         shift = x.e - e  # the code is m·2^shift / d
-        left = _shifted(x.m, np.maximum(shift, 0))
-        codes = divide_half_even(left, _shifted(np.asarray(x.d), np.maximum(-shift, 0)))
+        left = shifted(x.m, np.maximum(shift, 0))
+        codes = divide_half_even(left, shifted(np.asarray(x.d), np.maximum(-shift, 0)))
     else:
         if np.isnan(x).any():
             raise NotExactError("an input is NaN", "give finite inputs")
@@ -208,23 +136,6 @@ def zero_of(taken: list[Any], attributes: Attributes) -> npt.NDArray[Any]:
     return np.zeros((), _CONTAINERS[asked])
 
 
-def _shifted(m: Int, by: Int) -> Int:
-    """``m << by`` with room to spare.
-
-    Raises:
-        StageFailedError: a mantissa would leave 62 bits.
-    """
-    if m.size and np.size(by):
-        most = int(np.abs(m).max())
-        if most and most.bit_length() + int(np.max(by)) > 62:
-            raise StageFailedError(
-                "scales of one sum lie too far apart for 62 bits",
-                fix="quantize with scales nearer to each other",
-            )
-    found: Int = m << np.minimum(by, 62)
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Codes:
     """Integers between a quantizer and its dequantizer."""
@@ -245,8 +156,8 @@ def _dequantize(taken: list[Any], attributes: Attributes) -> Fixed:
     zero = np.asarray(taken[2]).astype(np.int64) if len(taken) > 2 and taken[2] is not None else np.int64(0)
     if attributes.get("block_size"):
         raise NotExactError("scales of blocks have no shift each", "quantize with one scale a channel")
-    e, s = (_along(part, axis, stored.ndim) for part in split(taken[1]))
-    return Fixed(stored - _along(np.asarray(zero), axis, stored.ndim), e, s=s)
+    e, s = (along(part, axis, stored.ndim) for part in split(taken[1]))
+    return Fixed(stored - along(np.asarray(zero), axis, stored.ndim), e, s=s)
 
 
 def _exact(x: Any, op: str) -> Fixed:
@@ -255,19 +166,6 @@ def _exact(x: Any, op: str) -> Fixed:
     if x.d != 1:
         raise NotExactError(f"an average enters {op} unrounded", "put a quantizer behind the average")
     return x
-
-
-def _one_exponent(x: Fixed) -> Fixed:
-    """The same values with a single exponent, the least of them."""
-    if x.s.size > 1:
-        raise NotExactError(
-            "channels with scales that are no powers of two meet", "put a quantizer behind the layer before"
-        )
-    s = x.s.reshape(())
-    if x.e.size == 1:
-        return Fixed(x.m, x.e.reshape(()), x.d, s)
-    least = x.e.min()
-    return Fixed(_shifted(x.m, x.e - least), np.asarray(least), x.d, s)
 
 
 def _checked(product: npt.NDArray[np.float64], x: Fixed, w: Fixed) -> Int:
@@ -284,24 +182,12 @@ def _bias(total: Fixed, bias: Any, axis: int) -> Fixed:
     if not isinstance(bias, Fixed):
         raise NotExactError("the bias is a float", "quantize with bias: int32")
     ndim = total.m.ndim
-    e, scales = (_along(part.reshape(-1), axis, ndim) for part in (bias.e, bias.s))
-    return _sum(total, Fixed(_along(bias.m, axis, ndim), e, s=scales))
-
-
-def _sum(a: Fixed, b: Fixed) -> Fixed:
-    if not (a.shifts and b.shifts):
-        if not np.allclose(a.scale, b.scale, rtol=1e-6, atol=0):
-            raise NotExactError(
-                "summands have scales that no shift aligns",
-                "quantize with power-of-two scales, or give both one scale",
-            )
-        return replace(a, m=a.m + b.m)
-    e = np.minimum(a.e, b.e)
-    return Fixed(_shifted(a.m, a.e - e) + _shifted(b.m, b.e - e), e)
+    e, scales = (along(part.reshape(-1), axis, ndim) for part in (bias.e, bias.s))
+    return added(total, Fixed(along(bias.m, axis, ndim), e, s=scales))
 
 
 def _conv(taken: list[Any], attributes: Attributes) -> Fixed:
-    x, w = _one_exponent(_exact(taken[0], "Conv")), _exact(taken[1], "Conv")
+    x, w = one_exponent(_exact(taken[0], "Conv")), _exact(taken[1], "Conv")
     dims = x.m.ndim - 2
     pads = list(attributes.get("pads", [0] * 2 * dims))
     if attributes.get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}:
@@ -317,16 +203,16 @@ def _conv(taken: list[Any], attributes: Attributes) -> Fixed:
         dilation=tuple(attributes.get("dilations", [1] * dims)),
         groups=int(attributes.get("group", 1)),
     )
-    e, scales = (_along(part.reshape(-1), 1, x.m.ndim) for part in (w.e, w.s))
+    e, scales = (along(part.reshape(-1), 1, x.m.ndim) for part in (w.e, w.s))
     total = Fixed(_checked(found.numpy(), x, w), x.e + e, s=x.s * scales)
     return _bias(total, taken[2] if len(taken) > 2 else None, 1)
 
 
 def _product(x: Fixed, w: Fixed, axis: int) -> Fixed:
     """``x @ w`` with weights whose scales run along ``axis`` of w."""
-    x = _one_exponent(x)
+    x = one_exponent(x)
     if max(w.e.size, w.s.size) > 1 and (w.e if w.e.size > 1 else w.s).shape[axis] == 1:
-        w = _one_exponent(w)  # scales along the sum cannot leave it
+        w = one_exponent(w)  # scales along the sum cannot leave it
     found = _checked(x.m.astype(np.float64) @ w.m.astype(np.float64), x, w)
     e = w.e.reshape(-1) if w.e.size > 1 else w.e.reshape(())
     scales = w.s.reshape(-1) if w.s.size > 1 else w.s.reshape(())
@@ -351,7 +237,7 @@ def _matmul(taken: list[Any], attributes: Attributes) -> Fixed:
 
 
 def _add(taken: list[Any], attributes: Attributes) -> Fixed:
-    return _sum(_exact(taken[0], "Add"), _exact(taken[1], "Add"))
+    return added(_exact(taken[0], "Add"), _exact(taken[1], "Add"))
 
 
 def _mul(taken: list[Any], attributes: Attributes) -> Fixed:
@@ -380,7 +266,7 @@ def _clip(taken: list[Any], attributes: Attributes) -> Any:
     for end in ends:
         if end is not None and end and abs(end) < _FAR:
             finest = np.minimum(finest, _lowest_bit(end))
-    m = _shifted(x.m, x.e - finest)
+    m = shifted(x.m, x.e - finest)
     most = float(np.abs(x.value()).max()) if x.m.size else 0.0
     for end, keep in zip(ends, (np.maximum, np.minimum), strict=True):
         if end is not None and abs(end) <= most:  # a bound that nothing reaches does nothing
@@ -442,7 +328,7 @@ def _global_average(taken: list[Any], attributes: Attributes) -> Fixed:
 
 
 def _concat(taken: list[Any], attributes: Attributes) -> Fixed:
-    sides = [_one_exponent(_exact(x, "Concat")) for x in taken]
+    sides = [one_exponent(_exact(x, "Concat")) for x in taken]
     if not all(side.shifts for side in sides):
         if not all(np.allclose(side.scale, sides[0].scale, rtol=1e-6, atol=0) for side in sides):
             raise NotExactError("branches have scales that no shift aligns", "give them one scale")
@@ -450,7 +336,7 @@ def _concat(taken: list[Any], attributes: Attributes) -> Fixed:
         return replace(sides[0], m=whole)
     least = min(int(s.e) for s in sides)
     joined = np.concatenate(
-        [_shifted(s.m, np.asarray(int(s.e) - least)) for s in sides], axis=int(attributes["axis"])
+        [shifted(s.m, np.asarray(int(s.e) - least)) for s in sides], axis=int(attributes["axis"])
     )
     return Fixed(joined, np.asarray(least, np.int64))
 
@@ -459,7 +345,7 @@ def _viewed(change: Callable[[Any, list[Any], Attributes], Any]) -> Operator:
     def apply(taken: list[Any], attributes: Attributes) -> Any:
         x = taken[0]
         if isinstance(x, Fixed):
-            x = _one_exponent(x)
+            x = one_exponent(x)
             return replace(x, m=change(x.m, taken[1:], attributes))
         if isinstance(x, _Codes):
             return _Codes(change(x.values, taken[1:], attributes))

@@ -16,7 +16,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hwopt.errors import ConfigError
-from hwopt.fpga.emulate import NotExactError, code_range, exponent_of, zero_of
+from hwopt.fpga.emulate import code_range, zero_of
+from hwopt.fpga.fixed import NotExactError, exponent_of
 
 DOMAIN: Final = "qonnx.custom_op.general"
 _IR: Final = 10  # that the runtimes of the tools read

@@ -17,7 +17,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hwopt.errors import ConfigError, EngineMissingError
-from hwopt.fpga.emulate import Circuit, NotExactError, code_range, exponent_of, zero_of
+from hwopt.fpga.emulate import Circuit, code_range, zero_of
+from hwopt.fpga.fixed import NotExactError, exponent_of
 
 MOST_WEIGHTS: Final = (
     20_000  # da4ml takes seconds for a thousand weights, and more than proportionally for more

@@ -15,8 +15,9 @@ from torch import nn
 from hwopt.api.fpga_proof import as_written
 from hwopt.config.hardware import shipped
 from hwopt.errors import ConfigError
-from hwopt.fpga.emulate import Circuit, divide_half_even
+from hwopt.fpga.emulate import Circuit
 from hwopt.fpga.estimate import Wish, estimate
+from hwopt.fpga.fixed import divide_half_even
 from hwopt.layer_table import layer_table
 from hwopt.testing.models import float_model, quantized_model
 from tests.fpga.nets import fabric, mlp, quantized
