@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnxruntime
 
 from hwopt.core.backend import NodePrecision, Runtime
 from hwopt.core.canonical import JSON
@@ -107,4 +108,52 @@ def _distance(a: Array, b: Array) -> dict[str, JSON]:
         "mean_cosine": float(cosine.mean()),
         "max_difference": float(np.abs(exact - given).max()),
         "largest": float(np.abs(exact).max()),
+    }
+
+
+def as_written(model: Path, x: Array) -> Array:
+    """First output on all samples, without a runtime's optimization.
+
+    Raises:
+        ConfigError: the model has several inputs, or the data does not fit it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ConfigError(
+            f"the model has {len(inputs)} inputs: {', '.join(i.name for i in inputs)}",
+            fix="a pipeline's data feeds one; use `hwopt quantize` and `hwopt verify` with --inputs FILE.npz",
+        )
+    fixed = inputs[0].shape[0] if inputs[0].shape else None
+    size = fixed if isinstance(fixed, int) else 256
+    if len(x) % size and isinstance(fixed, int):
+        raise ConfigError(
+            f"the model takes batches of {size}, and the test split has {len(x)} samples",
+            fix="export the model with a free batch axis",
+        )
+    try:
+        chunks = [session.run(None, {inputs[0].name: x[i : i + size]})[0] for i in range(0, len(x), size)]
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise ConfigError(
+            f"the data does not fit the model: {str(error).splitlines()[0]}",
+            fix=f"its input {inputs[0].name} has the shape {inputs[0].shape}",
+        ) from error
+    logits: Array = np.concatenate(chunks)
+    if not np.isfinite(logits).all():
+        raise StageFailedError("the model gives NaN or infinity on the test split")
+    return logits
+
+
+def side_by_side(ours: Array, theirs: Array) -> dict[str, JSON]:
+    """Two sets of outputs, sample by sample: how many are bit for bit the same, and how far the others lie apart."""
+    a, b = (np.asarray(outputs, np.float64).reshape(len(outputs), -1) for outputs in (ours, theirs))
+    return {
+        "samples": len(a),
+        "identical": int((a == b).all(1).sum()),
+        "largest_difference": float(np.abs(a - b).max()),
+        "largest_output": float(np.abs(b).max()),
+        "same_argmax": int((a.argmax(1) == b.argmax(1)).sum()),
     }

@@ -13,8 +13,7 @@ import onnx
 
 from hwopt.api.fpga import fabric_of, placed
 from hwopt.api.options import Options, feed_of
-from hwopt.core.backend import Optimization, Recipe
-from hwopt.core.canonical import JSON
+from hwopt.comparison import as_written, side_by_side
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.measurement import Tier
 from hwopt.core.progress import silent
@@ -27,34 +26,8 @@ from hwopt.fpga.qonnx import to_qonnx as convert
 from hwopt.fpga.record import to_json
 from hwopt.fpga.wiring import Wires
 from hwopt.model_check import check_model
-from hwopt.plugins import load_reference, resolve
 
 _FLOAT32 = 2.0**-20  # of the greatest output: what float32 loses in a sum
-
-
-def as_written(model: Path, hardware: HardwareProfile, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """The file's own Q/DQ arithmetic in float, without a runtime's optimization."""
-    load = load_reference(resolve("backend", "onnxruntime").load)
-    runtime = load(model, Recipe(optimization=Optimization.NONE), hardware)
-    try:
-        ((name, shape),) = runtime.inputs().items()
-        size = shape[0] or len(x)
-        found = [runtime.run({name: x[i : i + size]})[0] for i in range(0, len(x), size)]
-    finally:
-        runtime.close()
-    return np.concatenate(found).astype(np.float64)
-
-
-def agreement(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> dict[str, JSON]:
-    """How two sets of outputs compare, sample by sample."""
-    a, b = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
-    return {
-        "samples": len(a),
-        "identical": int((a == b).all(1).sum()),
-        "largest_difference": float(np.abs(a - b).max()),
-        "largest_output": float(np.abs(b).max()),
-        "same_argmax": int((a.argmax(1) == b.argmax(1)).sum()),
-    }
 
 
 def equal(part: dict[str, Any]) -> bool:
@@ -73,9 +46,7 @@ def _samples(path: Path, inputs: str | Path | None, samples: int) -> tuple[Circu
     return circuit, np.asarray(feed[circuit.input], np.float32)
 
 
-def emulate(
-    model: str | Path, *, target: str = "zcu104", inputs: str | Path | None = None, samples: int = 256
-) -> dict[str, Any]:
+def emulate(model: str | Path, *, inputs: str | Path | None = None, samples: int = 256) -> dict[str, Any]:
     """Run a quantized model in the FPGA's own arithmetic, beside the file as written.
 
     Args:
@@ -85,13 +56,12 @@ def emulate(
         JSON: samples whose outputs are bit for bit those of the file's Q/DQ arithmetic, the greatest
         difference, and samples whose greatest output is the same.
     Raises:
-        ConfigError: the model is no integer arithmetic, for example because a scale is no power of two.
+        ConfigError: the model is no integer arithmetic, for example because two scales meet that no shift aligns.
     """
     path = Path(model)
-    hardware, _ = fabric_of(target)
     circuit, x = _samples(path, inputs, samples)
     with placed(path):
-        found = agreement(circuit.run(x)[0], as_written(path, hardware, x))
+        found = side_by_side(circuit.run(x)[0], as_written(path, x))
     return {
         "schema_version": 1,
         "tier": Tier.MEASURED.value,
@@ -147,7 +117,7 @@ def prove(
         "model": str(path),
         "target": target,
         "device": hardware.name,
-        "emulation": agreement(reference, as_written(path, hardware, x)),
+        "emulation": side_by_side(reference, as_written(path, x)),
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(output) if output else Path(temporary)
@@ -206,7 +176,7 @@ def _csim(
         "tier": Tier.MEASURED.value,
         "tool": f"hls4ml {done.version}",
         "types": done.types,
-        **agreement(done.outputs, reference),
+        **side_by_side(done.outputs, reference),
     }
 
 
@@ -222,7 +192,11 @@ def _verilog(
 
     def simulation() -> dict[str, Any]:
         found = rtl.simulate(project, wires.codes(x))
-        return {"tier": Tier.MEASURED.value, "tool": rtl.version("iverilog"), **agreement(found, reference)}
+        return {
+            "tier": Tier.MEASURED.value,
+            "tool": rtl.version("iverilog"),
+            **side_by_side(found, reference),
+        }
 
     def synthesis() -> dict[str, Any]:
         fabric = hardware.fpga
@@ -252,7 +226,7 @@ def _verilog(
     return {
         "stages": project.stages,
         "files": [file.name for file in project.files],
-        "interpreter": agreement(wires.predict(x), reference),
+        "interpreter": side_by_side(wires.predict(x), reference),
         "simulation": _or_reason(simulation),
         "synthesis": _or_reason(synthesis),
     }

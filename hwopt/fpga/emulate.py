@@ -58,6 +58,10 @@ class Circuit:
             d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim
         )
         self.constants: dict[str, Any] = {i.name: numpy_helper.to_array(i) for i in self.graph.initializer}
+        for node in self.graph.node:
+            if node.op_type == "Constant":
+                given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+                self.constants[node.output[0]] = _constant([], given)
         missing = sorted({n.op_type for n in self.graph.node} - set(_OPERATORS))
         if missing:
             raise ConfigError(

@@ -291,14 +291,18 @@ def _searched(layers: Sequence[Layer], fabric: FpgaFabric, wish: Wish) -> Found:
         found = search(layers, fabric, asked, wish.flow, taken)
         words = simulate(found.units, fabric.input_bits).fifo_words
         queues = _queues(found.units, words, fabric)
-        total = reduce(add, (u.resources for u in found.units), queues)
-        nothing_fits = not found.curve  # with the units alone
-        if not words or nothing_fits or all(need.fits for need in needs(total, fabric, wish.flow).values()):
+        alone = reduce(add, (u.resources for u in found.units), NOTHING)
+        hopeless = not _fits(alone, fabric, wish.flow)  # without any queue
+        if not words or hopeless or _fits(alone + queues, fabric, wish.flow):
             break
         # A little more each time: other foldings need other queues.
         room = 1 + 0.25 * tried
         taken = Resources(**{n: max(getattr(taken, n), room * amount) for n, amount in queues.items()})
     return found if taken is NOTHING else replace(found, exact=False)
+
+
+def _fits(total: Resources, fabric: FpgaFabric, flow: Flow) -> bool:
+    return all(need.fits for need in needs(total, fabric, flow).values())
 
 
 def _queues(units: Sequence[Unit], words: Mapping[str, int], fabric: FpgaFabric) -> Resources:

@@ -81,7 +81,11 @@ class Wires:
             if not node.input or node.input[0] != name:
                 continue
             if node.op_type == "Clip":
-                low, high = (float(constants[end]) for end in node.input[1:3])
+                first, last = (constants.get(end) for end in [*node.input[1:3], "", ""][:2])
+                low, high = (
+                    (-np.inf if first is None else float(first)),
+                    (np.inf if last is None else float(last)),
+                )
             elif node.op_type == "QuantizeLinear":
                 zero = zero_of([constants.get(given) for given in node.input], _attributes(node))
                 if np.any(zero):
@@ -102,7 +106,7 @@ class Wires:
         values: dict[str, Any] = {**self.circuit.constants, self.first: codes}
         for node in graph.node:
             attributes = _attributes(node)
-            if node.output[0] == self.first or any(n not in values for n in node.input if n):
+            if node.output[0] in values or any(n not in values for n in node.input if n):
                 continue  # the host's part
             values[node.output[0]] = _WIRED[node.op_type]([values[n] for n in node.input], attributes)
         return comb_trace(codes, values[graph.output[0].name])
@@ -186,5 +190,5 @@ _WIRED: Final[dict[str, Callable[[list[Any], Mapping[str, Any]], Any]]] = {
     "Reshape": lambda taken, a: taken[0].reshape(1, -1),
     "Flatten": lambda taken, a: taken[0].reshape(1, -1),
     "Identity": lambda taken, a: taken[0],
-    "Constant": lambda taken, a: numpy_helper.to_array(a["value"]),
+    "Constant": lambda taken, a: taken,  # read before
 }

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hwopt.api.fpga_proof import as_written
-from hwopt.config.hardware import shipped
+from hwopt.comparison import as_written
 from hwopt.errors import ConfigError
 from hwopt.fpga.emulate import Circuit
 from hwopt.fpga.estimate import Wish, estimate
@@ -46,7 +45,7 @@ def test_equal_to_the_file_as_written(tmp_path: Path, bits: tuple[int, int]) -> 
     torch.manual_seed(0)
     path = quantized(tmp_path, Branches(), (2, 12, 12), bits)
     x = np.random.default_rng(1).random((40, 2, 12, 12)).astype(np.float32)
-    assert np.array_equal(Circuit(path).run(x)[0], as_written(path, shipped("zcu104"), x))
+    assert np.array_equal(Circuit(path).run(x)[0], as_written(path, x))
 
 
 @pytest.mark.parametrize("bits", [(12, 10), (8, 16)])
@@ -54,14 +53,14 @@ def test_more_than_eight_bits(tmp_path: Path, bits: tuple[int, int]) -> None:
     path = quantized(tmp_path, mlp(16, 8, 4), (16,), bits)
     x = np.random.default_rng(1).random((40, 16)).astype(np.float32)
     assert {(a.weight_bits, a.activation_bits) for a in layer_table(path)} == {bits}
-    assert np.array_equal(Circuit(path).run(x)[0], as_written(path, shipped("zcu104"), x))
+    assert np.array_equal(Circuit(path).run(x)[0], as_written(path, x))
 
 
 def test_equal_for_depthwise_residual_and_pooling(tmp_path: Path) -> None:
     path, twin = quantized_model(tmp_path, "zcu104")
     x = np.random.default_rng(1).normal(0.5, 1.0, (64, 1, 8, 8)).astype(np.float32)  # beyond the range, too
     ours = Circuit(path).run(x)[0]
-    assert np.array_equal(ours, as_written(path, shipped("zcu104"), x))
+    assert np.array_equal(ours, as_written(path, x))
     assert np.allclose(ours, twin(x), atol=0.05)
 
 
@@ -105,7 +104,7 @@ def test_other_scales_become_thresholds(tmp_path: Path) -> None:
     )  # fmt: skip
     path = quantized(tmp_path, net, (2, 12, 12), device="x86-avx512-vnni")
     x = np.random.default_rng(1).random((60, 2, 12, 12)).astype(np.float32)
-    ours, written = Circuit(path).run(x)[0], as_written(path, shipped("zcu104"), x)
+    ours, written = Circuit(path).run(x)[0], as_written(path, x)
     # The file rounds sums in float32: here and there a value at the edge of a code falls on its other side.
     assert np.mean(np.abs(ours - written) < 1e-5) > 0.95
     assert (ours.argmax(1) == written.argmax(1)).mean() > 0.95

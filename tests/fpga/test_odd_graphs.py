@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import hwopt
-from hwopt.api.fpga_proof import as_written
-from hwopt.config.hardware import shipped
+from hwopt.comparison import as_written
 from hwopt.core.fpga import Layout
 from hwopt.errors import ConfigError, HwoptError, StageFailedError
+from hwopt.fpga import wiring
 from hwopt.fpga.emulate import Circuit
 from hwopt.fpga.estimate import Wish, estimate, narrowed, read_layers, with_bits
 from hwopt.fpga.qonnx import to_qonnx
@@ -188,7 +188,7 @@ def test_the_emulation_of_other_peoples_files(
     path = quantized(tmp_path, nodes, [4, 2, 3], stored)
     x = np.random.default_rng(3).normal(0, 9, (4, 2, 3)).astype(np.float32)
     x[0, 0, 0] = 1e20  # saturates
-    found, written = Circuit(path).run(x)[0], as_written(path, shipped("zcu104"), x)
+    found, written = Circuit(path).run(x)[0], as_written(path, x)
     assert np.abs(found - written).max() <= (0.125 if nodes[0].op_type == "Sigmoid" else 0)
 
 
@@ -212,6 +212,42 @@ def test_what_the_emulation_refuses(
     path = quantized(tmp_path, nodes, [4, 2, 3], stored)
     with pytest.raises(HwoptError, match=said):
         Circuit(path).run(np.ones((4, 2, 3), np.float32))
+
+
+def test_scales_in_constant_nodes(tmp_path: Path) -> None:
+    """As some exporters write them: nodes instead of stored tensors, and a clip with one end."""
+    scale = NODE("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(0.25)))
+    pairs = [NODE("QuantizeLinear", ["c", "k", "z"], ["p"]), NODE("DequantizeLinear", ["p", "k", "z"], ["v"])]
+    stored = {"z": np.int8(0), "low": np.float32(0), "wq": np.int8([[1, -2, 3]]).T, "ws": np.float32(0.5)}
+    nodes = [
+        scale, NODE("Clip", ["x", "low"], ["c"]), *pairs,
+        NODE("DequantizeLinear", ["wq", "ws"], ["w"]), NODE("MatMul", ["v", "w"], ["y"]),
+    ]  # fmt: skip
+    path = file(tmp_path, nodes, [4, 3], stored)
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    assert np.array_equal(Circuit(path).run(x)[0], as_written(path, x))
+    if wiring.installed():
+        assert np.array_equal(
+            wiring.Wires(file(tmp_path, nodes, [1, 3], stored)).predict(x), as_written(path, x)
+        )
+
+
+def test_a_rate_that_nothing_reaches_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the units alone do not fit, no other reserve for queues helps."""
+    from hwopt.fpga import estimate as room
+
+    calls: list[int] = []
+    whole = room.search
+    monkeypatch.setattr(room, "search", lambda *a: calls.append(1) or whole(*a))
+    block = [
+        conv(cin=256, cout=256, size=16, name="a"),
+        conv(cin=256, cout=256, size=16, name="b", inputs=("a",)),
+    ]
+    join = conv(cin=256, cout=256, size=16, name="j", inputs=("a", "b"), kind=LayerKind.ADD, op="Add", kernel=(1, 1),
+                padding=(0, 0), pad_after=(0, 0), macs=0, weights=0)  # fmt: skip
+    design, _ = estimate([*block, join], fabric("pynq-z2"), Wish(frames_per_second=1000))
+    assert design.short
+    assert len(calls) == 1
 
 
 def test_nan_is_no_input(tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
+from hwopt.comparison import as_written, side_by_side
 from hwopt.core.artifact import Artifact
 from hwopt.core.backend import BackendSpec, Optimization, Recipe, Runtime
 from hwopt.core.canonical import JSON, pretty_json
 from hwopt.core.dataset import Array
-from hwopt.core.hardware import DeviceKind, HardwareProfile
+from hwopt.core.hardware import DeviceKind
 from hwopt.core.measurement import Interval, Tier
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
@@ -51,7 +51,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
             fix="keep them in float with quantize.rules, or accept it with quantize.allow_float: true",
         )
     emulated = ctx.hardware.kind is DeviceKind.FPGA
-    against = _beside_the_file(inputs["model"].path, ctx.hardware, x, logits) if emulated else None
+    against = side_by_side(logits, as_written(inputs["model"].path, x)) if emulated else None
     if not np.isfinite(logits).all():
         raise StageFailedError("the deployed model gives NaN or infinity on the test split")
     twin, labels = _predictions(inputs["twin"])
@@ -97,23 +97,6 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
             },
         },
     )
-
-
-def _beside_the_file(model: Path, hardware: HardwareProfile, x: Array, emulated: Array) -> dict[str, JSON]:
-    """The emulation against the file as written: its Q/DQ pairs in float, without a runtime's optimization."""
-    backend: BackendSpec = resolve("backend", "onnxruntime")
-    runtime: Runtime = load_reference(backend.load)(model, Recipe(optimization=Optimization.NONE), hardware)
-    try:
-        ((name, shape),) = runtime.inputs().items()
-        size = shape[0] or _BATCH
-        written = np.concatenate([runtime.run({name: x[i : i + size]})[0] for i in range(0, len(x), size)])
-    finally:
-        runtime.close()
-    return {
-        "samples": len(x),
-        "identical": int((emulated == written).all(1).sum()),
-        "largest_difference": float(np.abs(emulated - written).max()),
-    }
 
 
 def _predictions(artifact: Artifact) -> tuple[Array, Array]:

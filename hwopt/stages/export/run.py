@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from hwopt import checkpoints
+from hwopt.comparison import as_written
 from hwopt.core.artifact import Artifact
 from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.choices import NoOptions
 from hwopt.core.stage import StageContext, StageResult
-from hwopt.errors import ConfigError, StageFailedError
+from hwopt.errors import StageFailedError
 from hwopt.layer_table import layer_table
 from hwopt.model_check import check_model
 from hwopt.numerics.scales import sqnr_db
@@ -102,42 +102,6 @@ def stored_parameters(model: Path) -> int:
     pairs = [node for node in graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
     grids = {name for node in pairs for name in node.input[1:]}
     return sum(math.prod(i.dims) for i in graph.initializer if i.name not in grids and len(i.dims))
-
-
-def as_written(model: Path, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """First output on all samples, without a runtime's optimization.
-
-    Raises:
-        ConfigError: the model has several inputs, or the data does not fit it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    inputs = session.get_inputs()
-    if len(inputs) != 1:
-        raise ConfigError(
-            f"the model has {len(inputs)} inputs: {', '.join(i.name for i in inputs)}",
-            fix="a pipeline's data feeds one; use `hwopt quantize` and `hwopt verify` with --inputs FILE.npz",
-        )
-    fixed = inputs[0].shape[0] if inputs[0].shape else None
-    size = fixed if isinstance(fixed, int) else 256
-    if len(x) % size and isinstance(fixed, int):
-        raise ConfigError(
-            f"the model takes batches of {size}, and the test split has {len(x)} samples",
-            fix="export the model with a free batch axis",
-        )
-    try:
-        chunks = [session.run(None, {inputs[0].name: x[i : i + size]})[0] for i in range(0, len(x), size)]
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        raise ConfigError(
-            f"the data does not fit the model: {str(error).splitlines()[0]}",
-            fix=f"its input {inputs[0].name} has the shape {inputs[0].shape}",
-        ) from error
-    logits: npt.NDArray[np.float32] = np.concatenate(chunks)
-    if not np.isfinite(logits).all():
-        raise StageFailedError("the model gives NaN or infinity on the test split")
-    return logits
 
 
 def _grids(module: nn.Module) -> set[int]:
