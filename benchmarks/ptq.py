@@ -30,7 +30,7 @@ from hwopt.backends.onnxruntime.runtime import load as load_runtime
 from hwopt.config.hardware import shipped
 from hwopt.core.backend import Recipe
 from hwopt.engine.host import detect
-from hwopt.engine.pipeline import host_profile
+from hwopt.engine.prepare import host_profile
 from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.graph import to_graph
 from hwopt.quantization.insert import deployed

@@ -74,6 +74,10 @@ class StageFailedError(HwoptError):
     exit_code: ClassVar[int] = 5
 
 
+class OutOfMemoryError(StageFailedError):
+    """A stage asked for more memory than it may have; smaller candidates can go on."""
+
+
 class UnsafeInputError(HwoptError):
     """A file from outside was refused before any library touched it."""
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pytest
 
 from hwopt.cli.main import main
-from hwopt.engine.pipeline import probe
+from hwopt.engine.prepare import probe
 from hwopt.plugins import table
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hwopt.config.profile import load
-from hwopt.engine.pipeline import prepare
+from hwopt.engine.prepare import prepare
 from tests.conftest import ROOT, SHARED_DATA
 
 

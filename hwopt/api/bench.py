@@ -19,7 +19,7 @@ from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.measurement import Interval, Tier
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
-from hwopt.engine.pipeline import probe
+from hwopt.engine.prepare import probe
 from hwopt.engine.single import device, must_be_here, runtime_of
 from hwopt.errors import ConfigError, EngineMissingError
 from hwopt.latency.causes import Case, causes

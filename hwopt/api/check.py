@@ -13,7 +13,7 @@ from hwopt.core.backend import BackendSpec
 from hwopt.core.canonical import JSON
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.measurement import Tier
-from hwopt.engine.pipeline import probe
+from hwopt.engine.prepare import probe
 from hwopt.engine.single import device, runtime_of
 from hwopt.errors import EngineMissingError, HwoptError
 from hwopt.latency.measure import Candidate, look_inside

@@ -24,7 +24,7 @@ from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.data.feeds import feeds, read_feeds
 from hwopt.data.npz import read_arrays
-from hwopt.engine.pipeline import probe
+from hwopt.engine.prepare import probe
 from hwopt.engine.single import device, runtime_of
 from hwopt.errors import ConfigError, HwoptError
 from hwopt.latency.bench import Bench

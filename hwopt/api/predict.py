@@ -15,7 +15,7 @@ from hwopt.core.measurement import Tier
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.engine import host as this_host
-from hwopt.engine.pipeline import probe
+from hwopt.engine.prepare import probe
 from hwopt.engine.single import device, runtime_of
 from hwopt.errors import ConfigError
 from hwopt.model_check import check_model

@@ -18,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 VERDICT_CODES: Final = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 STAGE_FAILED: Final = 5
+OUT_OF_TIME: Final = 8
 
 store_option = click.option(
     "--store",

@@ -14,7 +14,8 @@ from hwopt.cli.console import json_option, print_json
 from hwopt.core.backend import BackendSpec
 from hwopt.core.canonical import JSON
 from hwopt.engine import host as this_host
-from hwopt.engine.pipeline import environment, host_profile, probe
+from hwopt.engine.prepare import host_profile, probe
+from hwopt.engine.record import environment
 from hwopt.measuring.preflight import preflight
 from hwopt.plugins import resolve, table
 

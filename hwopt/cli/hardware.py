@@ -14,7 +14,7 @@ from hwopt.core.canonical import JSON
 from hwopt.core.hardware import NAME
 from hwopt.core.profile import HOST_CPU
 from hwopt.engine import host as this_host
-from hwopt.engine.pipeline import host_profile
+from hwopt.engine.prepare import host_profile
 from hwopt.errors import ConfigError, EngineMissingError
 from hwopt.measuring.gpu import first_gpu
 from hwopt.measuring.preflight import preflight

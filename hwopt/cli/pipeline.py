@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hwopt.cli.console import (
+    OUT_OF_TIME,
     STAGE_FAILED,
     VERDICT_CODES,
     json_option,
@@ -18,7 +19,8 @@ from hwopt.cli.console import (
 )
 from hwopt.config.profile import load
 from hwopt.engine import pipeline as engine
-from hwopt.engine.pipeline import Fresh
+from hwopt.engine.pipeline import Fresh, Wish
+from hwopt.engine.prepare import prepare
 from hwopt.report.render import render
 from hwopt.report.rows import sentence
 from hwopt.report.text import terminal
@@ -44,6 +46,25 @@ def pipeline() -> None:
 @quiet_option
 @click.option("--fresh", is_flag=True, help="Do finished steps again.")
 @click.option("--remeasure", is_flag=True, help="Measure again; trained and exported models are kept.")
+@click.option("--from", "start", metavar="STEP", help="Do this step and all that follow from it again.")
+@click.option(
+    "--until", metavar="STEP", help="End after this step: a stage, a candidate, or a label of the plan."
+)
+@click.option(
+    "--time-budget",
+    "seconds",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="End then with exit code 8; finished steps are kept.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Steps at a time; measured ones run alone.",
+)
+@click.option("--no-isolation", is_flag=True, help="Run stages in this process, for debuggers.")
 @click.option(
     "--lock-timeout",
     type=click.FloatRange(min=0),
@@ -60,24 +81,33 @@ def run(
     quiet: bool,
     fresh: bool,
     remeasure: bool,
+    no_isolation: bool,
     lock_timeout: float,
     inconclusive_ok: bool,
+    **wishes: Any,
 ) -> int:
     """Train, compress, export, measure, record and report. Finished steps are not done again."""
     place = Store(store)
     again = Fresh.EVERYTHING if fresh else Fresh.MEASUREMENTS if remeasure else Fresh.NOTHING
+
+    def report(run_id: str, record: dict[str, Any]) -> None:
+        for form in ("html", "md"):
+            write_text(place.run_folder(run_id) / f"report.{form}", render(record, form))
+
     run_id, record = engine.run(
-        load(profile, overrides), place, progress(quiet), fresh=again, lock_timeout=lock_timeout
+        load(profile, overrides),
+        place,
+        progress(quiet),
+        Wish(fresh=again, isolated=not no_isolation, **wishes),
+        lock_timeout=lock_timeout,
+        on_record=report,
     )
-    folder = place.run_folder(run_id)
-    for form in ("html", "md"):
-        write_text(folder / f"report.{form}", render(record, form))
     if as_json:
         print_json(record)
     else:
         click.echo(terminal(record))
         click.echo(f"\n{sentence(record)}")
-        click.echo(f"report:  {folder / 'report.html'}")
+        click.echo(f"report:  {place.run_folder(run_id) / 'report.html'}")
     return _exit_code(record, inconclusive_ok)
 
 
@@ -85,6 +115,11 @@ def _exit_code(record: dict[str, Any], inconclusive_ok: bool) -> int:
     """A failed step is never hidden behind another version's PASS."""
     if any(r["status"] == "failed" for r in record["results"]):
         return STAGE_FAILED
+    if record["status"] == "budget":
+        click.echo("the time budget was over; the same command goes on from here", err=True)
+        return OUT_OF_TIME
+    if record["status"] == "until":
+        return 0  # what was asked for is done, and nothing was to be judged
     if record["verdict"] == "INCONCLUSIVE" and inconclusive_ok:
         click.echo("warning: the verdict is INCONCLUSIVE; exit code 0 was asked for", err=True)
         return 0
@@ -98,7 +133,7 @@ def _exit_code(record: dict[str, Any], inconclusive_ok: bool) -> int:
 @json_option
 def plan(profile: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
     """Print the steps, what is finished, and what each row needs. Changes nothing."""
-    prepared = engine.prepare(load(profile, overrides))
+    prepared = prepare(load(profile, overrides))
     finished = engine.finished_keys(prepared.plan, Store(store))
     steps = {step.key: index for index, step in enumerate(prepared.plan.steps, 1)}
     if as_json:
@@ -148,7 +183,7 @@ def plan(profile: Path, overrides: tuple[str, ...], store: Path, as_json: bool) 
 @json_option
 def validate(profile: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check the profile, its data and its targets; every problem at once. Runs nothing."""
-    prepared = engine.prepare(load(profile, overrides))
+    prepared = prepare(load(profile, overrides))
     dataset = prepared.data()
     facts: dict[str, Any] = {
         "schema_version": 1,

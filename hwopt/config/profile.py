@@ -15,7 +15,7 @@ from hwopt.config.problems import validate
 from hwopt.config.yaml_text import Document, KeyPath, parse, parse_scalar, read_text
 from hwopt.core.canonical import JSON, digest_of_file
 from hwopt.core.choices import Choice, DataSource, ModelSpec
-from hwopt.core.profile import HOST_CPU, Candidate, Link, PipelineProfile, Requirement, Target
+from hwopt.core.profile import HOST_CPU, Candidate, Link, PipelineProfile, Requirement, RunLimits, Target
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec
 from hwopt.errors import ConfigError, HwoptError, Problem
@@ -42,6 +42,7 @@ class _Head(Settings):
     targets: object
     requirements: object = ()
     track: object = ()
+    limits: object = {}
     compare: object = None
 
 
@@ -70,12 +71,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
     targets = reader.targets(value["targets"]) if "targets" in value else ()
     requirements = reader.requirements(value.get("requirements", []), targets)
     track = reader.trackers(value.get("track", []))
+    limits = validate(RunLimits, value.get("limits", {}), document, ("limits",), problems)
     race = None
     if value.get("compare") is not None:
         race = validate(RaceSettings, value["compare"], document, ("compare",), problems)
     if problems or head is None or data is None or model is None or source is None or benchmark is None:
         raise ConfigError.of(problems)
-    if estimate is None:
+    if estimate is None or limits is None:
         raise ConfigError.of(problems)
     return PipelineProfile(
         path=path,
@@ -94,6 +96,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         requirements=requirements,
         text=text,
         where=lambda section: document.where((section,), key=True),
+        limits=limits,
         track=track,
         compare=race,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -55,6 +55,14 @@ class Requirement(Settings):
         return f"{self.metric}{bound}" + (f" on {self.target}" if self.target else "")
 
 
+class RunLimits(Settings):
+    """What a step may use; a step that goes beyond is a failed step, and the other candidates go on."""
+
+    step_seconds: Annotated[float, Field(ge=1, le=86400 * 30)] = 86400.0
+    memory_gb: Annotated[float, Field(ge=0.5, le=100_000)] | None = None  # None: all that the machine has
+    file_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None  # of one file that a step writes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """One compression step of a candidate."""
@@ -103,4 +111,5 @@ class PipelineProfile:
     text: str  # the YAML as read, with --set applied as lines below it
     where: Callable[[str], str]  # section name -> file:line
     compare: Settings | None = None  # a race between trainings; serves `hwopt train compare` only
+    limits: RunLimits = field(default_factory=RunLimits)
     track: tuple[Choice, ...] = ()  # trackers beside the ledger; no part of any step's key

@@ -13,6 +13,10 @@ from hwopt.core.host import Host
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _CACHES: Final = Path("/sys/devices/system/cpu/cpu0/cache")
+_MEMORY_LIMITS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 # As Linux names a feature -> as hardware profiles do.
 _FEATURES: Final = {
     "asimd": "neon",
@@ -95,3 +99,20 @@ def _caches() -> tuple[tuple[str, int], ...]:
         if kind != "Instruction" and size.endswith("K"):
             found[f"l{level}" + ("d" if level == "1" else "")] = int(size[:-1])
     return tuple(sorted(found.items()))
+
+
+def memory_bytes() -> int | None:
+    """Memory that this process may fill: of the machine, or of its container where that is less; None if unknown."""
+    found: list[int] = []
+    try:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):
+        return None
+    for path in _MEMORY_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            found.append(int(text))
+    return min(found)

@@ -37,6 +37,10 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 def judge(requirement: Requirement, result: Result) -> Judged:
     """PASS where the whole interval keeps the bound, FAIL where none of it does; missing never passes."""
     name = str(requirement)
+    if result["status"] == "stopped":
+        return Judged(
+            requirement=name, verdict=Verdict.INCONCLUSIVE, reason=f"{result['reason']}; run it again"
+        )
     if result["status"] != "ok":
         return Judged(requirement=name, verdict=Verdict.FAIL, reason=f"no result: {result['reason']}")
     if requirement.metric == "fits":

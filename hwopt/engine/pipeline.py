@@ -1,51 +1,31 @@
-"""Plan a profile against this machine, run what is not finished, judge, record."""
+"""Run a profile: what is not finished is done, in worker processes; then judge and record."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import importlib.util
-import platform
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any, Final
 
-import hwopt
-from hwopt.config import hardware as hardware_profiles
-from hwopt.core.artifact import Artifact, Kind
-from hwopt.core.backend import Availability, BackendSpec
-from hwopt.core.canonical import JSON, canonical_json, digest_of, digest_of_file
-from hwopt.core.choices import Choice
-from hwopt.core.dataset import Dataset
-from hwopt.core.hardware import DeviceKind, HardwareProfile
-from hwopt.core.host import describe
-from hwopt.core.measurement import Tier, Verdict
-from hwopt.core.plan import Plan, Row, Step
+from hwopt.core.artifact import Kind
+from hwopt.core.canonical import JSON
+from hwopt.core.crossings import crossing
+from hwopt.core.plan import Plan, Step
 from hwopt.core.profile import PipelineProfile
-from hwopt.core.settings import Settings
-from hwopt.core.stage import Progress, StageContext, StageFunction, StageResult, StageSpec
-from hwopt.data.load import fingerprint, load_dataset
-from hwopt.engine import host as this_host
-from hwopt.engine.judge import choose, judge_row, run_verdict
-from hwopt.engine.results import assemble
+from hwopt.core.stage import Progress, StageSpec
+from hwopt.engine.perform import Done, Task, Worker
+from hwopt.engine.prepare import Prepared, limits_of, prepare
+from hwopt.engine.record import make_record
 from hwopt.errors import ConfigError, HwoptError, Problem, ResourceLimitError, StageFailedError
-from hwopt.planning.availability import World
-from hwopt.planning.planner import plan
-from hwopt.plugins import call_factory, load_reference, resolve, source_files, user_modules
-from hwopt.store.store import Finished, Store, new_run_id
-from hwopt.tracking.ledger import FileLedger
-from hwopt.tracking.sink import Sink, SinkSpec
+from hwopt.plugins import did_you_mean, resolve
+from hwopt.store.events import EventLog
+from hwopt.store.store import Finished, Store
 
-SCHEMA_VERSION: Final = 1
-LEDGER: Final = "ledger.jsonl"
-_RECORDED_LIBRARIES: Final = ("hwopt", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+_HUBS: Final = {"huggingface", "torchvision"}  # data that may need the user's credentials
 
 
 class Fresh(Enum):
@@ -56,109 +36,16 @@ class Fresh(Enum):
     EVERYTHING = "everything"
 
 
-@cache
-def probe(name: str) -> Availability:
-    """Whether a backend can run here."""
-    spec: BackendSpec = resolve("backend", name)
-    state: Availability = load_reference(spec.probe)()
-    return state
-
-
-@cache
-def host_profile() -> HardwareProfile | None:
-    """The shipped profile that this machine's CPU is of the kind of."""
-    profiles = [hardware_profiles.shipped(name) for name in hardware_profiles.names()]
-    return describe(this_host.detect(), [p for p in profiles if p.kind is DeviceKind.CPU])
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A profile with its plan and the data, loaded at most once."""
+class Wish:
+    """How much of a plan is done, and how."""
 
-    profile: PipelineProfile
-    plan: Plan
-    data: Callable[[], Dataset]
-    import_root: Path
-    host_profile: HardwareProfile | None
-
-    @property
-    def threads(self) -> int:
-        """Of training."""
-        return self.profile.threads or this_host.usable_cores()
-
-
-def prepare(profile: PipelineProfile) -> Prepared:
-    """Plan a profile against this machine; ConfigError with every problem."""
-    profile = replace(profile, threads=profile.threads or this_host.usable_cores())
-    root = profile.path.resolve().parent
-    data = loader(profile, root)
-    try:
-        contents = fingerprint(profile.data, data)
-    except HwoptError as error:
-        raise error.at(profile.data_where) from None
-    device = host_profile()
-    world = World(
-        host=this_host.detect(),
-        host_profile=device,
-        probe=probe,
-        data_fingerprint=contents,
-        model_code=code_digest(profile, root),
-    )
-    return Prepared(
-        profile=profile, plan=plan(profile, world), data=data, import_root=root, host_profile=device
-    )
-
-
-def loader(profile: PipelineProfile, root: Path) -> Callable[[], Dataset]:
-    """The data of a profile, loaded on the first call; errors carry their place."""
-
-    @cache
-    def load() -> Dataset:
-        try:
-            return load_dataset(
-                profile.data, lambda reference, options: call_factory(reference, root, {}, options)
-            )
-        except HwoptError as error:
-            raise error.at(profile.data_where) from None
-
-    return load
-
-
-def code_digest(profile: PipelineProfile, root: Path) -> str:
-    """Digest of the project's files that make up the user's model and optimizers: edited code trains anew."""
-    config: Any = profile.source.config
-    chosen = [getattr(config, "optimizer", None), *(g.optimizer for g in getattr(config, "groups", ()))]
-    classes = [o.name for o in chosen if o is not None and ":" in o.name]
-    parts = [_code_of(name.partition(":")[0], root, profile.source.where, optional=True) for name in classes]
-    if profile.model.factory is not None:
-        parts.append(
-            _code_of(profile.model.factory.partition(":")[0], root, profile.model_where, optional=False)
-        )
-    return "" if not any(parts) else parts[0] if len(parts) == 1 else digest_of(list[JSON](parts))
-
-
-def _code_of(name: str, root: Path, where: str, *, optional: bool) -> str:
-    """Digest of a module's files in the project folder, else of the installed module."""
-    files = source_files(name, root)
-    if files:
-        digest = hashlib.sha256()
-        for path in files:
-            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-        return "sha256:" + digest.hexdigest()
-    with user_modules(root):
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            spec = None
-    if spec is None or spec.origin is None or not spec.has_location:
-        if optional and spec is not None:
-            return ""  # built in
-        raise ConfigError(
-            f"cannot import {name!r}",
-            where=where,
-            fix=f"the module is looked for in {root} and among the installed packages",
-        )
-    return digest_of_file(Path(spec.origin))
+    fresh: Fresh = Fresh.NOTHING
+    start: str | None = None  # this step and all that follow from it are done again
+    until: str | None = None  # nothing beyond this step is done
+    seconds: float | None = None  # when they are over, the run ends; finished steps are kept
+    jobs: int = 1  # steps at a time; measured ones always run alone
+    isolated: bool = True  # stages in worker processes
 
 
 def finished_keys(plan: Plan, store: Store) -> set[str]:
@@ -179,6 +66,43 @@ def input_digests(step: Step, done: Mapping[str, Finished]) -> dict[str, str] | 
     return {port: done[source.step].artifacts[source.port].digest for port, source in step.inputs.items()}
 
 
+def named(plan: Plan, name: str) -> list[Step]:
+    """The steps that a user means: a stage, a label, a candidate's name in it, or the beginning of a key.
+
+    Raises:
+        ConfigError: no step is meant.
+    """
+    for means in (
+        lambda s: name == s.stage,
+        lambda s: name == s.label,
+        lambda s: f" {name} " in f" {s.label} ",
+        lambda s: len(name) >= 4 and s.key.partition(":")[2].startswith(name),
+    ):
+        found = [step for step in plan.steps if means(step)]
+        if found:
+            return found
+    known = [*dict.fromkeys(s.stage for s in plan.steps), *(s.label for s in plan.steps)]
+    raise ConfigError(f"no step {name!r} in the plan", fix=did_you_mean(name, known))
+
+
+def after(plan: Plan, first: Sequence[Step]) -> set[str]:
+    """Keys of these steps and of all that depend on them."""
+    found = {step.key for step in first}
+    for step in plan.steps:  # in an order in which they can run
+        if any(source.step in found for source in step.inputs.values()):
+            found.add(step.key)
+    return found
+
+
+def before(plan: Plan, last: Sequence[Step]) -> set[str]:
+    """Keys of these steps and of all that they depend on."""
+    found = {step.key for step in last}
+    for step in reversed(plan.steps):
+        if step.key in found:
+            found |= {source.step for source in step.inputs.values()}
+    return found
+
+
 @dataclass(slots=True, kw_only=True)
 class _Run:
     """The state of one execution."""
@@ -186,283 +110,293 @@ class _Run:
     prepared: Prepared
     store: Store
     progress: Progress
-    fresh: Fresh
-    done: dict[str, Finished]
-    failures: dict[str, Problem]
-    steps: list[dict[str, JSON]]
+    wish: Wish
+    log: EventLog
+    done: dict[str, Finished] = field(default_factory=dict)
+    failures: dict[str, Problem] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)  # steps that the user wanted left out: why
+    entries: dict[str, dict[str, JSON]] = field(default_factory=dict)
+    fatal: HwoptError | None = None  # what would fail every candidate
+    _again: set[str] = field(default_factory=set)
+    _wanted: set[str] = field(default_factory=set)
+    _end: float | None = None
+    _workers: list[Worker] = field(default_factory=list)
+    _mine: threading.local = field(default_factory=threading.local)
 
     def execute(self) -> None:
-        """Every step in order; a failed one takes those that depend on it along, and no other."""
-        plan = self.prepared.plan
-        total = len(plan.steps)
-        for index, step in enumerate(plan.steps, 1):
-            entry: dict[str, JSON] = {"key": step.key, "stage": step.stage, "label": step.label}
-            broken = [s.step for s in step.inputs.values() if s.step in self.failures]
-            inputs = input_digests(step, self.done)
-            cached = None if inputs is None or self.again(step) else self.store.finished(step.key, inputs)
-            if broken:
-                self.failures[step.key] = self.failures[broken[0]]
-                entry |= {"status": "skipped", "reason": self.failures[step.key].problem, "seconds": 0.0}
-            elif cached is not None:
-                self.done[step.key] = cached
-                entry |= {"status": "cached", "reason": None, "seconds": cached.seconds}
-            else:
-                self.progress(f"[{index}/{total}] {step.label}")
-                started = time.monotonic()
-                entry |= self.attempt(step, started)
-            self.steps.append(entry)
+        """Every step that is wanted; a failed one takes those that depend on it along, and no other."""
+        plan, wish = self.prepared.plan, self.wish
+        self._again = after(plan, named(plan, wish.start)) if wish.start else set()
+        self._wanted = (
+            before(plan, named(plan, wish.until)) if wish.until else {step.key for step in plan.steps}
+        )
+        self._end = None if wish.seconds is None else time.monotonic() + wish.seconds
+        alarm = None if wish.seconds is None else threading.Timer(wish.seconds, self._stop_workers)
+        if alarm is not None:
+            alarm.daemon = True
+            alarm.start()
+        try:
+            self._loop()
+        except BaseException:
+            for worker in self._workers:
+                worker.end()
+            raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            for worker in self._workers:
+                worker.close()
 
-    def float_training(self) -> Mapping[str, Any]:
-        """Facts of the training of the float model; empty where it was not trained here."""
-        first = [s for s in self.prepared.plan.steps if s.stage == self.prepared.profile.source.stage]
-        found = [self.done[s.key].facts for s in first if s.key in self.done]
-        return found[0] if found and "history" in found[0] else {}
+    def _loop(self) -> None:
+        waiting = {step.key: step for step in self.prepared.plan.steps}
+        running: dict[Future[None], Step] = {}
+        with ThreadPoolExecutor(self.wish.jobs) as pool:
+            try:
+                while waiting or running:
+                    for step in self._startable(list(waiting.values()), list(running.values())):
+                        del waiting[step.key]
+                        if not self._settled(step):
+                            running[pool.submit(self._attempt, step)] = step
+                    if running:
+                        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                        for future in finished:
+                            del running[future]
+                            future.result()
+            except BaseException:
+                for worker in self._workers:
+                    worker.stop()
+                raise
+
+    def _startable(self, waiting: Sequence[Step], running: Sequence[Step]) -> list[Step]:
+        """The next steps: all whose inputs are decided, but a measured one only where nothing else runs."""
+        free = self.wish.jobs - len(running)
+        found: list[Step] = []
+        if any(self._measured(step) for step in running):
+            return found
+        decided = self.entries.keys()
+        for step in waiting:
+            if not all(source.step in decided for source in step.inputs.values()):
+                continue
+            if self._cheap(step):
+                return [step]  # it may make others startable
+            if len(found) < free and not self._measured(step):
+                found.append(step)
+            elif self._measured(step) and not running and not found:
+                return [step]
+        return found
+
+    def _cheap(self, step: Step) -> bool:
+        """Whether nothing has to be worked for a step."""
+        return (
+            step.key not in self._wanted
+            or any(s.step in self.failures or s.step in self.stopped for s in step.inputs.values())
+            or self._over()
+            or self._cached(step) is not None
+        )
+
+    def _measured(self, step: Step) -> bool:
+        spec: StageSpec = resolve("stage", step.stage)
+        return spec.measured or spec.times(step.config)
+
+    def _over(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end
+
+    def _cached(self, step: Step) -> Finished | None:
+        inputs = input_digests(step, self.done)
+        if inputs is None or self.again(step):
+            return None
+        return self.store.finished(step.key, inputs)
 
     def again(self, step: Step) -> bool:
         """Whether the user asked for this step to be done again."""
         measured = resolve("stage", step.stage).measured
-        return self.fresh is Fresh.EVERYTHING or (self.fresh is Fresh.MEASUREMENTS and measured)
+        return (
+            step.key in self._again
+            or self.wish.fresh is Fresh.EVERYTHING
+            or (self.wish.fresh is Fresh.MEASUREMENTS and measured)
+        )
 
-    def attempt(self, step: Step, started: float) -> dict[str, JSON]:
+    def _settled(self, step: Step) -> bool:
+        """Decide a step without work, where that can be; otherwise it has to run."""
+        broken = [s.step for s in step.inputs.values() if s.step in self.failures]
+        left = [s.step for s in step.inputs.values() if s.step in self.stopped]
+        if broken:
+            self.failures[step.key] = self.failures[broken[0]]
+            self._enter(step, "skipped", reason=self.failures[step.key].problem)
+        elif step.key not in self._wanted:
+            self._leave(step, f"the run ended at --until {self.wish.until}")
+        elif left:
+            self._leave(step, self.stopped[left[0]])
+        elif (cached := self._cached(step)) is not None:
+            self.done[step.key] = cached
+            self._enter(step, "cached", seconds=cached.seconds)
+        elif self._over():
+            self._leave(step, "the time budget of the run was over")
+        else:
+            return False
+        return True
+
+    def _leave(self, step: Step, why: str) -> None:
+        self.stopped[step.key] = why
+        self._enter(step, "stopped", reason=why)
+
+    def _enter(
+        self, step: Step, status: str, *, reason: str | None = None, seconds: float = 0.0, **more: JSON
+    ) -> None:
+        finished = self.done.get(step.key)
+        entry: dict[str, JSON] = {
+            "key": step.key,
+            "stage": step.stage,
+            "label": step.label,
+            "status": status,
+            "reason": reason,
+            "seconds": seconds,
+            "outputs": {
+                port: {"kind": a.kind.value, "digest": a.digest, "bytes": a.bytes}
+                for port, a in (finished.artifacts.items() if finished else ())
+            },
+            **more,
+        }
+        self.entries[step.key] = entry
+        self.log("step", **{name: entry[name] for name in ("key", "label", "status", "reason", "seconds")})
+
+    def _attempt(self, step: Step) -> None:
         """Run a step; what one candidate does wrong is a failed row, and the others go on."""
+        started = time.monotonic()
+        number = [s.key for s in self.prepared.plan.steps].index(step.key) + 1
+        self.progress(f"[{number}/{len(self.prepared.plan.steps)}] {step.label}{self._left()}")
+        self.log("step begins", key=step.key, label=step.label)
         try:
-            self.done[step.key] = self.run_step(step, started)
-        except ResourceLimitError:
-            raise  # a full disk fails every candidate
+            self.done[step.key] = self._run_step(step, started)
         except HwoptError as error:
+            seconds = time.monotonic() - started
+            if self._over():
+                self._leave(step, "the time budget of the run was over")
+                return
+            if isinstance(error, ResourceLimitError):
+                raise  # a full disk fails every candidate
             first = error.problems[0]
             if not step.inputs and not isinstance(error, StageFailedError):
-                raise error.at(self.prepared.profile.model_where) from None
+                self.fatal = error.at(self.prepared.profile.model_where)
             problem = Problem(
                 problem=f"{step.stage}: {first.problem}", where=first.where or step.where, fix=first.fix
             )
             self.failures[step.key] = problem
             self.progress(f"failed: {problem.problem}" + (f" → {problem.fix}" if problem.fix else ""))
-            return {
-                "status": "failed",
-                "reason": problem.problem,
-                "where": problem.where,
-                "fix": problem.fix,
-                "seconds": time.monotonic() - started,
-            }
-        return {"status": "ok", "reason": None, "seconds": time.monotonic() - started}
+            where, fix = problem.where, problem.fix
+            self._enter(step, "failed", reason=problem.problem, seconds=seconds, where=where, fix=fix)
+        else:
+            self._enter(step, "ok", seconds=time.monotonic() - started)
 
-    def run_step(self, step: Step, started: float) -> Finished:
-        spec: StageSpec = resolve("stage", step.stage)
-        function: StageFunction = load_reference(spec.run)
-        inputs = {port: self.done[source.step].artifacts[source.port] for port, source in step.inputs.items()}
-        keep = self.store.partial(step.key, fresh=self.again(step))
-        profile = self.prepared.profile
-        title = f"{profile.name}-{step.stage}-{step.key[-8:]}"
-        book = opened(keep / LEDGER, profile.track, title, step.config, self.progress)
-        with self.store.workdir() as workdir, book as ledger:
-            context = StageContext(
-                workdir=workdir,
-                seed=self.prepared.profile.seed,
-                threads=self.prepared.threads,
-                hardware=step.hardware,
-                model=self.prepared.profile.model.to_json(),
-                data=self.prepared.data,
-                progress=lambda text: self.progress("  " + text),
-                source_facts=self.done[step.inputs["source"].step].facts if "source" in step.inputs else {},
-                import_root=self.prepared.import_root,
-                keep=keep,
-                ledger=ledger,
+    def _left(self) -> str:
+        """Time that the steps to do will take, where all of them were done before."""
+        expected = 0.0
+        for step in self.prepared.plan.steps:
+            if step.key in self.entries or step.key not in self._wanted:
+                continue
+            entry = self.store.step_entry(step.key)
+            if entry is None:
+                return ""
+            expected += float(entry.get("seconds", 0.0))
+        return f", about {expected:.0f} s left" if expected >= 2 else ""
+
+    def _worker(self) -> Worker:
+        """The one of this thread."""
+        found: Worker | None = getattr(self._mine, "worker", None)
+        if found is None:
+            profile = self.prepared.profile
+            found = self._mine.worker = Worker(
+                self.prepared.threads,
+                limits_of(profile),
+                isolated=self.wish.isolated,
+                secrets=bool(profile.track) or profile.data.name in _HUBS,
             )
-            result = call_stage(function, context, inputs, step)
+            self._workers.append(found)
+        return found
+
+    def _stop_workers(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def _run_step(self, step: Step, started: float) -> Finished:
+        spec: StageSpec = resolve("stage", step.stage)
+        inputs = {port: self.done[source.step].artifacts[source.port] for port, source in step.inputs.items()}
+        profile = self.prepared.profile
+        keep = self.store.partial(step.key, fresh=self.again(step))
+        crossing("step.begun")
+        with self.store.workdir() as workdir:
+            task = Task(
+                stage=step.stage,
+                label=step.label,
+                title=f"{profile.name}-{step.stage}-{step.key[-8:]}",
+                config=step.config,
+                hardware=step.hardware,
+                inputs=inputs,
+                seed=profile.seed,
+                threads=self.prepared.threads,
+                model=profile.model.to_json(),
+                data=profile.data,
+                data_where=profile.data_where,
+                root=self.prepared.import_root,
+                workdir=workdir.resolve(),
+                keep=keep.resolve(),
+                track=profile.track,
+                source_facts=self.done[step.inputs["source"].step].facts if "source" in step.inputs else {},
+            )
+            made: Done = self._worker().step(task, lambda text: self.progress("  " + text))
+            crossing("step.worked")
             artifacts = {
-                port: self.store.put(result.files[port], kind) for port, kind in spec.produces.items()
+                port: self.store.put(made.result.files[port], kind) for port, kind in spec.produces.items()
             }
-            for port, artifact in artifacts.items():
-                ledger.artifact(artifact.path, port)
-            if (keep / LEDGER).stat().st_size:
-                artifacts["ledger"] = self.store.put(keep / LEDGER, Kind.TABLE)
+            if made.ledger is not None:
+                artifacts["ledger"] = self.store.put(made.ledger, Kind.TABLE)
         seconds = time.monotonic() - started
         digests = {port: artifact.digest for port, artifact in inputs.items()}
-        self.store.commit(step.key, step.label, artifacts, result.facts, seconds, digests)
+        self.store.commit(step.key, step.label, artifacts, made.result.facts, seconds, digests)
         self.store.settle(step.key)
-        return Finished(artifacts=artifacts, facts=result.facts, seconds=seconds)
-
-
-@contextmanager
-def opened(
-    path: Path, track: Sequence[Choice], run: str, config: Settings, progress: Progress
-) -> Iterator[FileLedger]:
-    """A ledger, with trackers where the stage trains; they are told how it ended."""
-    ledger = FileLedger(path, make_sinks(track if hasattr(config, "optimizer") else (), progress), progress)
-    ledger.start(run, config.to_json())
-    status = "failed"
-    try:
-        yield ledger
-        status = "ok"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        ledger.close(status)
-
-
-def make_sinks(chosen: Sequence[Choice], progress: Progress) -> dict[str, Sink]:
-    """The trackers of a profile; one whose library is missing is left out, and that is said."""
-    sinks: dict[str, Sink] = {}
-    for choice in chosen:
-        name = str(choice.name)
-        spec: SinkSpec = resolve("tracker", name)
-        settings = spec.settings.model_validate_json(canonical_json(dict(choice.options)))
-        try:
-            sinks[name] = load_reference(spec.make)(settings)
-        except ImportError as error:
-            progress(f"tracker {name}: left out, {error}; pip install 'hwopt[{spec.extra}]'")
-        except Exception as error:  # a tracker must not cost a run
-            progress(f"tracker {name}: left out, {type(error).__name__}: {error}")
-    return sinks
-
-
-def call_stage(
-    function: StageFunction, context: StageContext, inputs: Mapping[str, Artifact], step: Step
-) -> StageResult:
-    """Run a stage with the thread count of the profile; the unforeseen is a failed step."""
-    load_reference("torch:set_num_threads")(context.threads)
-    with foreign_code(context.import_root, str(context.workdir)):
-        return function(context, inputs, step.config)
-
-
-@contextmanager
-def foreign_code(root: Path | None, where: str | None = None) -> Iterator[None]:
-    """The boundary to libraries and to the user's modules: what they raise becomes a failed stage.
-
-    One broken candidate must not end the run, and nobody's stack trace is a message.
-    """
-    try:
-        with user_modules(root):
-            yield
-    except (HwoptError, KeyboardInterrupt, MemoryError, GeneratorExit):
-        raise
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise ResourceLimitError(
-                "the disk is full", where=where, fix="free space and run again"
-            ) from error
-        raise StageFailedError(f"{type(error).__name__}: {error}") from error
-    except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else ""
-        raise StageFailedError(f"{type(error).__name__}: {text}") from error
+        return Finished(artifacts=artifacts, facts=made.result.facts, seconds=seconds)
 
 
 def run(
     profile: PipelineProfile,
     store: Store,
     progress: Progress,
+    wish: Wish = Wish(),
     *,
-    fresh: Fresh = Fresh.NOTHING,
     lock_timeout: float = 0.0,
+    on_record: Callable[[str, dict[str, Any]], None] = lambda run, record: None,
 ) -> tuple[str, dict[str, Any]]:
-    """Execute a profile; the run's id and its record, which is also saved."""
+    """Execute a profile; the run's id and its record, which is also saved.
+
+    Args:
+        on_record: called with both while the store is still held, for what is written beside the record.
+    Raises:
+        HwoptError: nothing could be started; or the step that all others need was refused, which is recorded first.
+    """
     started = datetime.now(UTC)
     with store.locked(lock_timeout):
+        crossing("run.locked")
         prepared = prepare(profile)
-        state = _Run(
-            prepared=prepared, store=store, progress=progress, fresh=fresh, done={}, failures={}, steps=[]
-        )
-        state.execute()
-        run_id = new_run_id(started)
-        record = make_record(run_id, started, prepared, state)
-        store.save_record(run_id, record)
-    return run_id, record
-
-
-def make_record(run_id: str, started: datetime, prepared: Prepared, state: _Run) -> dict[str, Any]:
-    """The document that ``--json`` prints and that reports are rendered from."""
-    profile, plan = prepared.profile, prepared.plan
-    targets = {t.name: t.hardware or prepared.host_profile for t in profile.targets}
-    results: list[dict[str, Any]] = [_result(row, targets[row.target], state) for row in plan.rows]
-    requirements: list[JSON] = []
-    for result in results:
-        verdict, judged = judge_row(profile.requirements, result)
-        result["verdict"] = verdict.value if verdict else None
-        result["details"]["requirements"] = [j.to_json() for j in judged]
-    for requirement in profile.requirements:
-        requirements.append(str(requirement))
-    choices: dict[str, JSON] = {}
-    for target in targets:
-        # Goals of single candidates say nothing about which of all to ship.
-        mine = [r for r in results if r["target"] == target]
-        best = choose(mine) if profile.requirements else None
-        choices[target] = best["candidate"] if best else None
-    verdict = run_verdict(profile.requirements, results)
-    if any(r["status"] == "failed" for r in results) and verdict is Verdict.PASS and not profile.requirements:
-        verdict = Verdict.INCONCLUSIVE
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": run_id,
-        "name": profile.name,
-        "verdict": verdict.value,
-        "choice": choices,
-        "results": list[JSON](results),
-        "requirements": requirements,
-        "not_checked": _not_checked(results),
-        "steps": list[JSON](state.steps),
-        "training": dict(state.float_training()) or None,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": (datetime.now(UTC) - started).total_seconds(),
-        "seed": profile.seed,
-        "threads": prepared.threads,
-        "profile": {"path": str(profile.path), "text": profile.text, "digest": digest_of(profile.text)},
-        "environment": environment(),
-    }
-
-
-def _result(row: Row, hardware: HardwareProfile | None, state: _Run) -> dict[str, Any]:
-    timed = (state.done[key].facts.get("benchmark", {}) for key in row.steps if key in state.done)
-    counted = row.counted(next((part["runtime"] for part in timed if part), None))
-    facts = [state.done[key].facts for key in counted if key in state.done]
-    failure = next((state.failures[key] for key in counted if key in state.failures), None)
-    result: dict[str, Any] = assemble(row, facts, failure, hardware)
-    result["details"]["steps"] = list(row.steps)
-    result["details"]["training_cost"] = training_cost(
-        [part.get("training") for part in facts], state.float_training().get("training")
-    )
-    return result
-
-
-def training_cost(trainings: list[Any], whole: Any) -> dict[str, JSON] | None:
-    """CPU time that a candidate's own steps trained, and in trainings of the float model; None for none."""
-    spent = [float(t["cpu_seconds"]) for t in trainings if t]
-    if not spent:
-        return None
-    once = float(whole["cpu_seconds"]) if whole else None
-    return {
-        "cpu_seconds": sum(spent),
-        "of_float": sum(spent) / once if once else None,
-        "tier": Tier.MEASURED.value,
-    }
-
-
-def _not_checked(results: list[dict[str, Any]]) -> list[JSON]:
-    """What a reader might take for granted and was not done, each with its reason."""
-    found: list[JSON] = []
-    for result in results:
-        place = f"{result['candidate']} on {result['target']}"
-        if result["status"] != "ok":
-            found.append(f"{place}: {result['reason']}")
-            continue
-        for name, reason in result["details"]["missing"].items():
-            found.append(f"{name} of {place}: {reason}")
-    return found
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, without names of users, hosts or paths."""
-    versions: dict[str, JSON] = {}
-    for name in _RECORDED_LIBRARIES:
+        for name in filter(None, (wish.start, wish.until)):
+            named(prepared.plan, name)
+        store.tidy()
+        run_id, log = store.begin_run(started)
+        log("run begins", run=run_id, profile=profile.name, started=started.isoformat(timespec="seconds"))
+        crossing("run.begun")
+        state = _Run(prepared=prepared, store=store, progress=progress, wish=wish, log=log)
         try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = hwopt.__version__ if name == "hwopt" else None
-    device = host_profile()
-    return {
-        "python": platform.python_version(),
-        "libraries": versions,
-        "host": this_host.detect().to_json(),
-        "host_profile": device.name if device else None,
-    }
+            state.execute()
+        except KeyboardInterrupt:
+            log("run interrupted")
+            raise
+        except HwoptError as error:
+            log("run failed", reason=error.problems[0].problem)
+            raise
+        record = make_record(run_id, started, prepared, state)
+        crossing("run.judged")
+        store.save_record(run_id, record)
+        on_record(run_id, record)
+        log("run ends", verdict=record["verdict"], status=record["status"])
+    if state.fatal is not None:
+        raise state.fatal
+    return run_id, record

@@ -28,9 +28,13 @@ _TIER_ORDER: Final = [Tier.MEASURED, Tier.COMPILED, Tier.ESTIMATED, Tier.PREDICT
 
 
 def assemble(
-    row: Row, facts: list[Mapping[str, Any]], failure: Problem | None, hardware: HardwareProfile | None
+    row: Row,
+    facts: list[Mapping[str, Any]],
+    failure: Problem | None,
+    hardware: HardwareProfile | None,
+    stopped: str | None = None,
 ) -> dict[str, JSON]:
-    """One result. ``facts`` are those of the row's finished steps, in order; ``failure`` ends them."""
+    """One result. ``facts`` are those of the row's finished steps, in order; ``failure`` or ``stopped`` ends them."""
     merged: dict[str, Any] = {}
     goals: list[JSON] = []
     tiers: list[Tier] = []
@@ -41,12 +45,12 @@ def assemble(
         if "tier" in part:
             tiers.append(Tier(part["tier"]))
     merged.pop("tier", None)
-    status = "unavailable" if row.unavailable else "failed" if failure else "ok"
+    status = "unavailable" if row.unavailable else "failed" if failure else "stopped" if stopped else "ok"
     result: dict[str, JSON] = {
         "candidate": row.candidate,
         "target": row.target,
         "status": status,
-        "reason": row.unavailable or (failure.problem if failure else None),
+        "reason": row.unavailable or (failure.problem if failure else stopped),
         # The weakest evidence names the row: an FPGA design with measured accuracy is an estimate.
         "tier": max(tiers, key=_TIER_ORDER.index).value if tiers else None,
         **{name: merged.pop(name, None) for name in CORE},

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,14 @@ from typing import Any
 from hwopt.config import hardware as hardware_profiles
 from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.canonical import digest_of_file
-from hwopt.core.dataset import Dataset
 from hwopt.core.hardware import DeviceKind, HardwareProfile
 from hwopt.core.host import is_device
-from hwopt.core.ledger import Ledger, NoLedger
-from hwopt.core.plan import Step
 from hwopt.core.profile import HOST_CPU, PipelineProfile
 from hwopt.core.settings import Settings
-from hwopt.core.stage import Progress, StageContext, StageResult, StageSpec, timing_of
+from hwopt.core.stage import Progress, StageSpec, timing_of
 from hwopt.engine import host as this_host
-from hwopt.engine.pipeline import LEDGER, call_stage, host_profile, loader, opened, probe
+from hwopt.engine.perform import Task, Worker
+from hwopt.engine.prepare import host_profile, limits_of, probe
 from hwopt.errors import ConfigError, EngineMissingError, HwoptError
 from hwopt.planning.availability import AUTO
 from hwopt.plugins import load_reference, resolve
@@ -79,11 +76,6 @@ class Job:
     hardware: HardwareProfile | None
     progress: Progress
 
-    @property
-    def data(self) -> Callable[[], Dataset]:
-        """The profile's data, loaded on the first call."""
-        return loader(self.profile, self.profile.path.resolve().parent)
-
 
 def run_stage(
     stage: str,
@@ -92,11 +84,13 @@ def run_stage(
     inputs: Mapping[str, Path],
     outputs: Mapping[str, Path],
     keep: Path | None = None,
+    isolated: bool = True,
 ) -> Mapping[str, Any]:
     """Run ``stage`` on files and put its outputs where ``outputs`` says; the facts of the stage.
 
     Args:
         keep: a folder that outlives a kill, for stages that resume.
+        isolated: in a process of its own; torchrun's helpers are such processes already.
     Raises:
         ConfigError: the device cannot serve the settings, or an output exists as a folder.
     """
@@ -118,41 +112,44 @@ def run_stage(
             raise ConfigError(f"{path} is a folder", fix="give the name of a file")
     wanted = {p: f for p, f in inputs.items() if p in spec.consumes or spec.wants_source(config)}
     artifacts = {port: artifact(path, spec, port) for port, path in wanted.items()}
-    step = Step(key="", stage=stage, label=stage, config=config, hardware=job.hardware, inputs={}, where=None)
+    root = job.profile.path.resolve().parent
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, _ledger(job, stage, config, keep) as ledger:
-        context = StageContext(
-            workdir=Path(folder),
-            seed=job.profile.seed,
-            threads=job.profile.threads or this_host.usable_cores(),
+    worker = Worker(
+        threads_of(job), limits_of(job.profile), isolated=isolated, secrets=bool(job.profile.track)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task(
+            stage=stage,
+            label=stage,
+            title=f"{job.profile.name}-{stage}",
+            config=config,
             hardware=job.hardware,
+            inputs=artifacts,
+            seed=job.profile.seed,
+            threads=threads_of(job),
             model=job.profile.model.to_json(),
-            data=job.data,
-            progress=job.progress,
-            import_root=job.profile.path.resolve().parent,
+            data=job.profile.data,
+            data_where=job.profile.data_where,
+            root=root,
+            workdir=Path(folder),
             keep=keep,
-            ledger=ledger,
+            track=job.profile.track if keep is not None else (),
         )
         try:
-            result: StageResult = call_stage(load_reference(spec.run), context, artifacts, step)
+            result = worker.step(task, job.progress).result
         except HwoptError as error:
             raise error.at(job.profile.model_where if not inputs else None) from None
+        finally:
+            worker.end()
         for port, path in outputs.items():
             copy_file(result.files[port], path)
     return result.facts
 
 
-@contextmanager
-def _ledger(job: Job, stage: str, config: Settings, keep: Path | None) -> Iterator[Ledger]:
-    """A file beside what a long stage resumes from, with the profile's trackers."""
-    if keep is None:
-        yield NoLedger()
-        return
-    with opened(
-        keep / LEDGER, job.profile.track, f"{job.profile.name}-{stage}", config, job.progress
-    ) as ledger:
-        yield ledger
+def threads_of(job: Job) -> int:
+    """Of training libraries."""
+    return job.profile.threads or this_host.usable_cores()
 
 
 def artifact(path: Path, spec: StageSpec, port: str) -> Artifact:

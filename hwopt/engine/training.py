@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from hwopt.core.profile import PipelineProfile
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.engine import host as this_host
-from hwopt.engine.pipeline import foreign_code, loader
+from hwopt.engine.perform import foreign_code, loader
 from hwopt.engine.single import Job, artifact, run_stage
 from hwopt.errors import ConfigError, StageFailedError
 from hwopt.plugins import load_reference, resolve
@@ -28,22 +29,34 @@ _PLACES: Final = [i / 10 - 1 for i in range(21)]
 def train(profile: PipelineProfile, output: Path, progress: Progress) -> Mapping[str, Any] | None:
     """Train to a file; the facts of the stage, None in a helper process under torchrun."""
     _trains(profile)
+    config = profile.source.config
+    if "LOCAL_RANK" not in os.environ:
+        return _to_file(profile, output, progress, isolated=True)
     distributed = load_reference("hwopt.training.distributed:start").__globals__
     distributed["start"]()
     try:
         if distributed["rank"]():
             with tempfile.TemporaryDirectory() as folder:
                 job = Job(profile=profile, hardware=None, progress=silent)
-                run_stage("train", profile.source.config, job, {}, {"checkpoint": Path(folder) / "none"})
+                nowhere = {"checkpoint": Path(folder) / "none"}
+                run_stage("train", config, job, {}, nowhere, isolated=False)
             return None
-        job = Job(profile=profile, hardware=None, progress=progress)
-        _room_for(output)
-        keep = output.parent / f".{output.name}.partial"
-        facts = run_stage("train", profile.source.config, job, {}, {"checkpoint": output}, keep=keep)
-        shutil.rmtree(keep, ignore_errors=True)
-        return facts
+        return _to_file(profile, output, progress, isolated=False)
     finally:
         distributed["stop"]()
+
+
+def _to_file(
+    profile: PipelineProfile, output: Path, progress: Progress, *, isolated: bool
+) -> Mapping[str, Any]:
+    job = Job(profile=profile, hardware=None, progress=progress)
+    _room_for(output)
+    keep = output.parent / f".{output.name}.partial"
+    facts = run_stage(
+        "train", profile.source.config, job, {}, {"checkpoint": output}, keep=keep, isolated=isolated
+    )
+    shutil.rmtree(keep, ignore_errors=True)
+    return facts
 
 
 def _trains(profile: PipelineProfile) -> None:
@@ -59,7 +72,7 @@ class _Bench:
         load_reference("torch:set_num_threads")(profile.threads or this_host.usable_cores())
         self.profile = profile
         self.root = profile.path.resolve().parent
-        self.dataset: Any = loader(profile, self.root)()
+        self.dataset: Any = loader(profile.data, profile.data_where, self.root)()
         self.settings = cast(Any, profile.source.config)
         self.data: Any = load_reference("hwopt.training.batches:split")(
             self.dataset, self.settings.validation_share, profile.seed
@@ -139,7 +152,7 @@ def schedule_of(profile: PipelineProfile) -> list[tuple[float, float]]:
     """Learning rate at every step of the profile's training."""
     _trains(profile)
     settings: Any = profile.source.config
-    samples = len(loader(profile, profile.path.resolve().parent)().x_train)
+    samples = len(loader(profile.data, profile.data_where, profile.path.resolve().parent)().x_train)
     samples -= round(samples * settings.validation_share)
     size = samples if settings.batch_size == "full" else settings.batch_size
     per_epoch = max(1, load_reference("hwopt.training.batches:batch_count")(samples, size))

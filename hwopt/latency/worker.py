@@ -1,6 +1,6 @@
 """The process that measures: it loads models, runs rounds, and answers one line of JSON a question.
 
-``workers.py`` starts it and is the other end. A process of its own because a fresh one
+``workers.py`` starts it; ``hwopt.processes`` carries questions and answers. A process of its own because a fresh one
 has a memory layout of its own, because its peak memory is the model's alone, and because a runtime that
 crashes then takes no pipeline along.
 """
@@ -8,12 +8,10 @@ crashes then takes no pipeline along.
 from __future__ import annotations
 
 import json
-import os
 import resource
-import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,18 +20,17 @@ import numpy as np
 from hwopt.core.backend import BackendSpec, Compiled, Recipe, Runtime
 from hwopt.core.dataset import Array
 from hwopt.core.hardware import DeviceKind, HardwareProfile
-from hwopt.errors import HwoptError
 from hwopt.measuring.block import LEAD_IN, Call
 from hwopt.measuring.energy import joules_a_call, package_counter
 from hwopt.measuring.percentiles import LEAST, sample
 from hwopt.measuring.sides import Round, Sides
 from hwopt.plugins import load_reference, resolve
+from hwopt.processes import Answer, Say
 
-Answer = dict[str, Any]
 _PEAK_RESET: Final = Path("/proc/self/clear_refs")
 
 
-class Worker:
+class Operations:
     """State of the process: the sessions of every side."""
 
     def __init__(self) -> None:
@@ -41,7 +38,7 @@ class Worker:
         self._feeds: list[dict[str, Array]] = []
         self._sides: Sides | None = None
 
-    def load(self, asked: Mapping[str, Any]) -> Answer:
+    def load(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Fresh sessions of every side, and the reference workload as the last one; earlier ones are freed."""
         for runtime in (one for side in self._runtimes for one in side):
             runtime.close()
@@ -68,14 +65,14 @@ class Worker:
         self._sides = Sides(calls, waits=waits, gaps=gaps)
         return {"steady": self._sides.steady[: len(sides)]}
 
-    def rounds(self, asked: Mapping[str, Any]) -> Answer:
+    def rounds(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Seconds of a call and cleanness, by round and side."""
         if self._sides is None:
             raise ValueError("nothing is loaded")
         rounds = [Round(order=tuple(o), session=tuple(s)) for o, s in asked["rounds"]]
         return {"blocks": [[[b.seconds, b.clean] for b in blocks] for blocks in self._sides.rounds(rounds)]}
 
-    def sample(self, asked: Mapping[str, Any]) -> Answer:
+    def sample(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Seconds of single calls, by side and session; sides take turns, each session in a turn of its own."""
         order = np.random.default_rng(asked["seed"])
         times: list[list[list[float]]] = [[[] for _ in runtimes] for runtimes in self._runtimes]
@@ -94,7 +91,7 @@ class Worker:
                 )
         return {"seconds": times}
 
-    def loadgen(self, asked: Mapping[str, Any]) -> Answer:
+    def loadgen(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """The same by LoadGen."""
         single_stream = load_reference("hwopt.latency.loadgen:single_stream")
         call = _call(self._runtimes[asked["side"]][0], self._feeds[asked["side"]])
@@ -104,7 +101,7 @@ class Worker:
             )
         }
 
-    def operators(self, asked: Mapping[str, Any]) -> Answer:
+    def operators(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Typical time of each operator, by the runtime's own clock, and the precision of each."""
         runtime = self._runtimes[asked["side"]][0]
         times = runtime.profile(self._feeds[asked["side"]], asked["runs"])
@@ -115,7 +112,7 @@ class Worker:
             "describe": dict(runtime.describe()),
         }
 
-    def energy(self, asked: Mapping[str, Any]) -> Answer:
+    def energy(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Joules a call, where the processor's counter can be read."""
         counter = package_counter()
         if counter is None:
@@ -123,7 +120,7 @@ class Worker:
         call = _call(self._runtimes[asked["side"]][0], self._feeds[asked["side"]])
         return {"joules": joules_a_call(call, counter), "counter": counter.name}
 
-    def compile(self, asked: Mapping[str, Any]) -> Answer:
+    def compile(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Build for a device that need not be here."""
         backend: BackendSpec = resolve("backend", asked["backend"])
         if backend.compiles is None:
@@ -132,7 +129,7 @@ class Worker:
         made: Compiled = load_reference(backend.compiles)(Path(asked["model"]), hardware, asked["batch"])
         return {"compiled": made.to_json()}
 
-    def footprint(self, asked: Mapping[str, Any]) -> Answer:
+    def footprint(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Peak memory, load time and time of the first inference; ask it of a process that did nothing else."""
         side = asked["side"]
         backend: BackendSpec = resolve("backend", side["runtime"])
@@ -195,42 +192,3 @@ def _peak_bytes(*, reset: bool) -> int | None:
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def main() -> None:
-    """Answer questions until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end decides what Ctrl-C means
-    # What libraries print must not get between the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker()
-    operations: Sequence[str] = (
-        "load",
-        "rounds",
-        "sample",
-        "loadgen",
-        "operators",
-        "energy",
-        "footprint",
-        "compile",
-    )
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            if asked["op"] not in operations:
-                raise ValueError(f"no operation {asked['op']!r}")
-            answer: Answer = getattr(worker, asked["op"])(asked)
-        except HwoptError as error:
-            first = error.problems[0]
-            answer = {
-                "error": {
-                    "problem": first.problem,
-                    "where": first.where,
-                    "fix": first.fix,
-                    "kind": type(error).__name__,
-                }
-            }
-        except Exception as error:  # a runtime's own exceptions share no base class but Exception
-            text = (str(error).splitlines() or [""])[0]
-            answer = {"error": {"problem": f"{type(error).__name__}: {text}", "where": None, "fix": None}}
-        print(json.dumps(answer), file=answers, flush=True)

@@ -10,21 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from hwopt.core.crossings import crossing
 from hwopt.errors import ConfigError, ResourceLimitError
 
 
 def write_text(path: Path, text: str) -> None:
     """Put ``text`` at ``path``."""
-    _write(path, lambda handle: handle.write(text.encode()))
+    data = text.encode()
+    _write(path, lambda handle: handle.write(data), len(data))
 
 
 def copy_file(source: Path, path: Path) -> None:
     """Put a copy of ``source`` at ``path``; a copy and not a link, so that later changes do not reach it."""
     with source.open("rb") as reader:
-        _write(path, lambda handle: shutil.copyfileobj(reader, handle))
+        _write(path, lambda handle: shutil.copyfileobj(reader, handle), source.stat().st_size)
 
 
-def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+def _write(path: Path, fill: Callable[[BinaryIO], object], needed: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
@@ -33,19 +35,26 @@ def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             with os.fdopen(descriptor, "wb") as handle:
                 fill(handle)
                 handle.flush()
+                crossing("write.temporary")
                 os.fsync(handle.fileno())
+            crossing("write.synced")
             temporary.chmod(0o666 & ~_umask())  # as any other new file; mkstemp's is for its owner alone
             temporary.replace(path)
+            crossing("write.renamed")
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise explained(error, path) from error
+        raise explained(error, path, needed) from error
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _umask() -> int:
@@ -55,11 +64,12 @@ def _umask() -> int:
     return mask
 
 
-def explained(error: OSError, path: Path) -> Exception:
-    """The user's error for a failed write."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+def explained(error: OSError, path: Path, needed: int | None = None) -> Exception:
+    """The user's error for a failed write of ``needed`` bytes."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        size = "" if needed is None else f" ({needed:,} bytes)"
         return ResourceLimitError(
-            f"the disk is full: {path.name} could not be written",
+            f"the disk is full: {path.name}{size} could not be written",
             where=str(path.parent),
             fix="free space and run again; finished steps are kept",
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -10,19 +12,24 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock, Timeout
-
 from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.canonical import JSON, digest_of_file, pretty_json
-from hwopt.errors import ConfigError, LockHeldError
+from hwopt.core.crossings import crossing
+from hwopt.errors import ConfigError
 from hwopt.plugins import did_you_mean
 from hwopt.store.atomic import copy_file, explained, write_text
+from hwopt.store.events import EventLog
+from hwopt.store.index import Summary, note, summaries, summary_of
+from hwopt.store.lock import locked
 
+READABLE: Final = (1, 2)  # versions of the record's schema; see docs/record.md
 _ABANDONED_SECONDS: Final = 30 * 86400
+_ID: Final = re.compile(r"\d{8}T\d{6}-\d{6}-[0-9a-f]{4}")
+_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,37 +50,26 @@ class Store:
     @contextmanager
     def locked(self, timeout: float) -> Iterator[None]:
         """Hold the store for a run; LockHeldError after ``timeout`` seconds. A dead owner frees it."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explained(error, self.root / "lock") from error
-        lock = FileLock(self.root / "lock")
-        try:
-            lock.acquire(timeout=timeout)
-        except Timeout:
-            raise LockHeldError(
-                "another hwopt run works in this store",
-                where=str(self.root),
-                fix="wait for it, give --lock-timeout SECONDS, or choose another --store",
-            ) from None
-        except OSError as error:
-            raise explained(error, self.root / "lock") from error
-        try:
+        with locked(self.root, timeout):
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def workdir(self) -> Iterator[Path]:
-        """A folder for one step, gone afterwards; leftovers of killed runs are removed with it."""
+        """A folder for one step, gone afterwards."""
         parent = self.root / "work"
-        shutil.rmtree(parent, ignore_errors=True)
         try:
-            parent.mkdir(parents=True)
+            parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explained(error, parent) from error
-        with tempfile.TemporaryDirectory(dir=parent) as name:
+        with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as name:
             yield Path(name)
+
+    def tidy(self) -> None:
+        """Remove what killed runs left half-written; the caller holds the store."""
+        shutil.rmtree(self.root / "work", ignore_errors=True)
+        for name in ("objects", "steps", "runs", "tags"):
+            for torn in (self.root / name).rglob(".tmp-*"):
+                torn.unlink(missing_ok=True)
 
     def partial(self, key: str, *, fresh: bool = False) -> Path:
         """A folder for what a step resumes from after a kill; ``settle`` removes it.
@@ -122,6 +118,7 @@ class Store:
         inputs: Mapping[str, str],
     ) -> None:
         """Record that a step is finished; its files are already in ``objects/``, ``inputs`` are digests."""
+        crossing("step.stored")
         entry: dict[str, JSON] = {
             "schema_version": 1,
             "key": key,
@@ -135,6 +132,7 @@ class Store:
             "seconds": seconds,
         }
         write_text(self._step_path(key), pretty_json(entry))
+        crossing("step.committed")
 
     def finished(self, key: str, inputs: Mapping[str, str]) -> Finished | None:
         """A finished step, if it was made from ``inputs`` (digests by port) and all its files are whole.
@@ -179,51 +177,118 @@ class Store:
         artifact.path.replace(quarantine / artifact.path.name)
         return False
 
+    def step_entry(self, key: str) -> dict[str, Any] | None:
+        """What is on record of a finished step, unchecked; None for nothing."""
+        try:
+            entry: dict[str, Any] = json.loads(self._step_path(key).read_text())
+        except (OSError, ValueError):
+            return None
+        return entry if isinstance(entry, dict) else None
+
     def _step_path(self, key: str) -> Path:
         return self.root / "steps" / (key.partition(":")[2] + ".json")
 
     def run_folder(self, run: str) -> Path:
-        """Where a run's record and reports stand."""
+        """Where a run's record, events and reports stand."""
         return self.root / "runs" / run
 
-    def save_record(self, run: str, record: JSON) -> Path:
+    def begin_run(self, now: datetime) -> tuple[str, EventLog]:
+        """A new run's id and its log; the caller holds the store.
+
+        Ids sort in the order of the runs, also where the clock was set back: ``time-sequence-chance``.
+        """
+        known = self._folders()
+        newest = known[-1] if known else ""
+        time_part, _, rest = newest.partition("-")
+        sequence = int(rest.partition("-")[0]) + 1 if _ID.fullmatch(newest) else len(known) + 1
+        run = f"{max(f'{now:%Y%m%dT%H%M%S}', time_part)}-{sequence:06d}-{secrets.token_hex(2)}"
+        folder = self.run_folder(run)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise explained(error, folder) from error
+        return run, EventLog(folder / "events.jsonl")
+
+    def save_record(self, run: str, record: dict[str, Any]) -> Path:
         """Write the record; it is never changed afterwards."""
         path = self.run_folder(run) / "record.json"
+        if path.exists():
+            raise ConfigError("a record is never changed", where=str(path))
         write_text(path, pretty_json(record))
+        crossing("run.recorded")
+        note(self.root, summary_of(run, record))
+        crossing("run.indexed")
         return path
+
+    def _folders(self) -> list[str]:
+        try:
+            with os.scandir(self.root / "runs") as entries:
+                return sorted(entry.name for entry in entries)
+        except OSError:
+            return []
 
     def runs(self) -> list[str]:
         """Ids of all recorded runs, oldest first."""
-        return sorted(path.parent.name for path in (self.root / "runs").glob("*/record.json"))
+        return [name for name in self._folders() if (self.run_folder(name) / "record.json").is_file()]
 
-    def record(self, run: str) -> dict[str, Any]:
-        """The record of a run; ``latest`` is the newest. ConfigError for an unknown or broken one."""
+    def summaries(self) -> list[Summary]:
+        """All runs with what a list shows, oldest first, those without a record too."""
+        return summaries(self.root)
+
+    def tags(self) -> dict[str, str]:
+        """Run ids by tag."""
+        found = {}
+        for path in sorted((self.root / "tags").glob("*")):
+            if not path.name.startswith("."):
+                found[path.name] = path.read_text().strip()
+        return found
+
+    def tag(self, run: str, name: str) -> None:
+        """Let ``name`` mean a run; it may be moved later, and the run's log says so."""
+        if not _TAG.fullmatch(name) or name == "latest":
+            raise ConfigError(
+                f"{name!r} cannot be a tag", fix="use letters, digits, dot, dash and underscore"
+            )
+        run = self.run_id(run)
+        write_text(self.root / "tags" / name, run + "\n")
+
+    def run_id(self, run: str) -> str:
+        """The id that ``run`` means: an id, its beginning, a tag, or ``latest``; ConfigError for none or several."""
         known = self.runs()
+        run = self.tags().get(run, run)
         if run == "latest" and known:
-            run = known[-1]
-        matches = [name for name in known if name.startswith(run)] if run else []
+            return known[-1]
+        matches = [run] if run in known else [name for name in known if run and name.startswith(run)]
         if len(matches) != 1:
             problem = (
                 f"no run {run!r} in {self.root}" if not matches else f"{run!r} names {len(matches)} runs"
             )
-            raise ConfigError(
-                problem, fix=did_you_mean(run, [*known[-10:], "latest"]) if known else "run a pipeline first"
-            )
-        path = self.run_folder(matches[0]) / "record.json"
+            hints = [*known[-10:], "latest", *self.tags()]
+            raise ConfigError(problem, fix=did_you_mean(run, hints) if known else "run a pipeline first")
+        return matches[0]
+
+    def record(self, run: str) -> dict[str, Any]:
+        """The record of a run; an id, its beginning, a tag, or ``latest``. ConfigError for an unknown or broken one."""
+        path = self.run_folder(self.run_id(run)) / "record.json"
         try:
             record: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
             raise ConfigError(f"the record is damaged: {error}", where=str(path)) from None
-        if record.get("schema_version") != 1:
+        version = record.get("schema_version") if isinstance(record, dict) else None
+        if version not in READABLE:
             raise ConfigError(
-                f"the record has schema_version {record.get('schema_version')}; this hwopt reads 1",
+                f"the record has schema_version {version}; this hwopt reads {' and '.join(map(str, READABLE))}",
                 where=str(path),
                 fix="upgrade hwopt",
             )
-        return record
+        return upgraded(record)
 
 
-def new_run_id(now: datetime | None = None) -> str:
-    """Ordered by time, unique within a second by chance of 1 in 16 million."""
-    moment = now or datetime.now(UTC)
-    return f"{moment:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+def upgraded(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of an older schema in today's words; what it did not hold is null."""
+    if record["schema_version"] == 1:
+        record = {**record, "schema_version": 2, "status": "finished", "source": None, "data": None}
+        record["steps"] = [{"outputs": {}, **step} for step in record["steps"]]
+        for row in record["results"]:
+            row["details"].setdefault("inspection", None)
+    return record
