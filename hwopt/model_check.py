@@ -1,70 +1,340 @@
-"""Look at an ONNX file from outside before any runtime touches it."""
+"""Look at an ONNX file from outside before any runtime touches it.
+
+What runtimes accept and must not be given (symbolic and hard links to other files, offsets beyond a file's end, loops
+without an end, operators that make terabytes) was measured; the table stands in docs/security.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
+from hwopt.core.dataset import Array
 from hwopt.errors import ConfigError, UnsafeInputError
+from hwopt.external_data import check_external, location_of
+from hwopt.wire import WireError, census
 
 MAX_BYTES: Final = 2 << 30  # protobuf's own limit
+MAX_DEPTH: Final = 16  # graphs inside of graphs
+MAX_TENSOR_BYTES: Final = 1 << 33  # of an activation or a constant that the file declares, at batch 1
+MAX_TRIPS: Final = 1_000_000  # of a loop with a constant count
+MAX_EXPANDED: Final = 1_000_000  # nodes, once functions are written out
+_SMALL: Final = 4096  # bytes of a constant that shape inference may need to see
+# Operators of these can be run by a runtime that is here, or are read by hwopt itself; else a model's own functions.
+DOMAINS: Final = frozenset(
+    [
+        "ai.onnx",
+        "ai.onnx.ml",
+        "ai.onnx.preview.training",
+        "com.microsoft",
+        "com.microsoft.nchwc",
+        "com.ms.internal.nhwc",
+        "org.openvinotoolkit",
+        "qonnx.custom_op.general",
+        "qonnx.custom_op.channels_last",
+        "onnx.brevitas",
+        "finn.custom_op.general",
+    ]
+) | {""}
 
 
 def check_model(path: Path) -> None:
-    """Refuse what is no sound, self-contained ONNX model.
+    """Refuse what is no sound ONNX model, before a library that could be harmed by it reads it.
 
     Raises:
         ConfigError: there is no such file.
-        UnsafeInputError: too large, not ONNX, invalid, or its weights lie in other files.
+        UnsafeInputError: too large, not ONNX, invalid, or it asks for what no model needs.
     """
     if not path.is_file():
         raise ConfigError("no such file", where=str(path), fix="give the path of an .onnx file")
+    try:
+        _check(path)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    except UnsafeInputError as error:
+        raise error.at(str(path)) from None
+
+
+def _check(path: Path) -> None:
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise UnsafeInputError(f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}", where=str(path))
+        raise UnsafeInputError(f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}")
+    if size == 0:
+        raise UnsafeInputError("not an ONNX file: it is empty", fix="give the path of an .onnx file")
     try:
+        with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            view = memoryview(data)
+            try:
+                census(view)
+            finally:
+                view.release()
         model = onnx.load(path, load_external_data=False)
-        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in _tensors(model)):
-            raise UnsafeInputError(
-                "the model keeps its weights in other files",
-                where=str(path),
-                fix="save it as one file: onnx.save(onnx.load(path), new_path)",
-            )
-        onnx.checker.check_model(model)
-    except RecursionError:
-        raise UnsafeInputError("the model is nested too deeply", where=str(path)) from None
-    except DecodeError:
-        raise UnsafeInputError("not an ONNX file", where=str(path)) from None
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except WireError as error:
+        raise UnsafeInputError(f"not an ONNX file: {error}", fix="give the path of an .onnx file") from None
+    except (DecodeError, RecursionError):
+        raise UnsafeInputError("not an ONNX file", fix="give the path of an .onnx file") from None
+    if not model.graph.node and not model.graph.output:
         raise UnsafeInputError(
-            f"not a valid ONNX model: {str(error).splitlines()[0]}", where=str(path)
-        ) from None
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers and attributes, in the graph, its subgraphs and functions."""
-    yield from _tensors_of(model.graph)
+            "not an ONNX model: it has no operators and no outputs", fix="export the model again"
+        )
+    _tensors_are_what_they_say(model, path)
+    _domains(model)
+    _functions(model)
+    _loops_and_depth(model.graph, 1)
     for function in model.functions:
         for node in function.node:
-            yield from _tensors_of_node(node)
+            _node(node, {}, 1)
+    external = any(location_of(t) for t in model.graph.initializer)
+    try:
+        # With its weights elsewhere, only a path tells the checker where to look for them.
+        onnx.checker.check_model(str(path) if external else model)
+    except RecursionError:
+        raise UnsafeInputError("the model is nested too deeply") from None
+    except Exception as error:  # its own errors, and what the C++ behind it lets through
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnsafeInputError(
+            f"not a valid ONNX model: {text}", fix="export it again; onnx.checker.check_model must accept it"
+        ) from None
+    _declared_sizes(model)
 
 
-def _tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+def _tensors_are_what_they_say(model: ModelProto, path: Path) -> None:
+    """Type, shape and stored bytes of every tensor agree; bytes in other files are where they may be."""
+    taken: dict[Path, list[tuple[int, int, str]]] = {}
+    own = len(model.graph.initializer)  # they come first
+    for index, tensor in enumerate(_tensors(model)):
+        count = _count(tensor.name, tensor.dims)
+        if tensor.data_type not in _BITS:
+            raise UnsafeInputError(f"the tensor {_name(tensor.name)} has the unknown type {tensor.data_type}")
+        if tensor.data_type == TensorProto.STRING:
+            if location_of(tensor) or len(tensor.string_data) != count:
+                raise UnsafeInputError(
+                    f"the tensor {_name(tensor.name)} has {len(tensor.string_data):,} texts for {count:,} places"
+                )
+            continue
+        expected = -(-count * _BITS[tensor.data_type] // 8)
+        if location_of(tensor):
+            if index >= own:
+                raise UnsafeInputError(
+                    f"the tensor {_name(tensor.name)} is no weight, and lies in another file", fix=_INLINE
+                )
+            check_external(tensor, expected, path.parent, taken)
+        elif tensor.HasField("raw_data"):
+            if len(tensor.raw_data) != expected:
+                raise UnsafeInputError(
+                    f"the tensor {_name(tensor.name)} declares {expected:,} bytes and holds {len(tensor.raw_data):,}"
+                )
+        elif count and _typed_count(tensor) != _typed_expected(tensor.data_type, count):
+            raise UnsafeInputError(
+                f"the tensor {_name(tensor.name)} declares {count:,} values and holds {_typed_count(tensor):,}"
+            )
+
+
+_INLINE: Final = "save it as one file: onnx.save(onnx.load(path), new_path)"
+_BITS: Final[Mapping[int, int]] = {
+    TensorProto.STRING: 0,
+    TensorProto.COMPLEX64: 64,
+    TensorProto.COMPLEX128: 128,
+    **{
+        kind: {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}.get(
+            TensorProto.DataType.Name(kind), helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
+        )
+        for kind in TensorProto.DataType.values()
+        if kind
+        not in {TensorProto.UNDEFINED, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128}
+    },
+}
+
+
+def _typed_count(tensor: TensorProto) -> int:
+    return sum(
+        len(getattr(tensor, f))
+        for f in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+    )
+
+
+def _typed_expected(kind: int, count: int) -> int:
+    if kind in {TensorProto.COMPLEX64, TensorProto.COMPLEX128}:
+        return 2 * count
+    return -(-count * _BITS[kind] // 8) if _BITS[kind] < 8 else count
+
+
+def _count(name: str, dims: Iterable[int]) -> int:
+    sizes = [int(d) for d in dims]
+    if any(d < 0 for d in sizes):
+        raise UnsafeInputError(f"the tensor {_name(name)} has a negative size: {sizes}")
+    count = math.prod(sizes)
+    if count > MAX_TENSOR_BYTES:
+        raise UnsafeInputError(f"the tensor {_name(name)} has {count:,} values")
+    return count
+
+
+def _name(text: str) -> str:
+    """A name from the file for a message: short, on one line."""
+    return repr(text if len(text) <= 60 else text[:57] + "…")
+
+
+def _domains(model: ModelProto) -> None:
+    own = {(f.domain, f.name) for f in model.functions}
+    for node in _nodes(model):
+        if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
+            raise UnsafeInputError(
+                f"the operator {_name(node.op_type)} is of the domain {_name(node.domain)}, which needs code "
+                "that hwopt does not load",
+                fix="export with standard operators, or with the operator as a function of the model",
+            )
+
+
+def _functions(model: ModelProto) -> None:
+    """Functions that call each other in a circle, or that are small and become huge."""
+    bodies = {(f.domain, f.name): f for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(key: tuple[str, str], calling: tuple[tuple[str, str], ...]) -> int:
+        if key in calling:
+            raise UnsafeInputError(f"the function {_name(key[1])} calls itself")
+        if len(calling) > 64:
+            raise UnsafeInputError("functions call each other more than 64 deep")
+        if key not in sizes:
+            total = 0
+            for node in bodies[key].node:
+                inner = (node.domain, node.op_type)
+                total += size(inner, (*calling, key)) if inner in bodies else 1
+            sizes[key] = total
+            if total > MAX_EXPANDED:
+                raise UnsafeInputError(f"the function {_name(key[1])} has over {MAX_EXPANDED:,} operators")
+        return sizes[key]
+
+    total = 0
+    for node in model.graph.node:
+        key = (node.domain, node.op_type)
+        total += size(key, ()) if key in bodies else 1
+    for key in bodies:
+        size(key, ())
+    if total > MAX_EXPANDED:
+        raise UnsafeInputError(f"the model stands for more than {MAX_EXPANDED:,} operators")
+
+
+def _loops_and_depth(graph: GraphProto, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise UnsafeInputError(f"graphs are nested more than {MAX_DEPTH} deep")
+    constants = {t.name: t for t in graph.initializer}
     for node in graph.node:
-        yield from _tensors_of_node(node)
+        if node.op_type == "Constant" and node.output:
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    constants[node.output[0]] = attribute.t
+        _node(node, constants, depth)
 
 
-def _tensors_of_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+def _node(node: NodeProto, constants: Mapping[str, TensorProto], depth: int) -> None:
+    if node.op_type == "Loop" and node.domain in {"", "ai.onnx"}:
+        trips = _constant(constants, node.input[0] if node.input else "")
+        if trips is not None and trips.size and int(np.max(trips)) > MAX_TRIPS:
+            raise UnsafeInputError(
+                f"the loop {_name(node.name)} has {int(np.max(trips)):,} trips; the limit is {MAX_TRIPS:,}"
+            )
+        condition = _constant(constants, node.input[1] if len(node.input) > 1 else "")
+        if not (node.input and node.input[0]) and (condition is None or bool(np.all(condition))):
+            raise UnsafeInputError(f"the loop {_name(node.name)} has no count, and may never end")
+    if node.op_type in {"ConstantOfShape", "Expand", "Tile"} and node.domain in {"", "ai.onnx"}:
+        shape = _constant(constants, node.input[-1] if node.input else "")
+        if shape is not None and shape.size:
+            made = math.prod(abs(int(d)) for d in shape.ravel())
+            _made(node, made * 8)
+    if node.op_type in {"RandomNormal", "RandomUniform"}:
+        for attribute in node.attribute:
+            if attribute.name == "shape":
+                _made(node, math.prod(abs(d) for d in attribute.ints) * 8)
     for attribute in node.attribute:
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors_of(graph)
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            _loops_and_depth(graph, depth + 1)
+
+
+def _made(node: NodeProto, size: int) -> None:
+    if size > MAX_TENSOR_BYTES:
+        raise UnsafeInputError(
+            f"{node.op_type} {_name(node.name)} makes about {size:,} bytes; the limit is {MAX_TENSOR_BYTES:,}"
+        )
+
+
+def _constant(constants: Mapping[str, TensorProto], name: str) -> Array | None:
+    tensor = constants.get(name)
+    if tensor is None or location_of(tensor) or tensor.data_type == TensorProto.STRING:
+        return None
+    return numpy_helper.to_array(tensor)
+
+
+def _declared_sizes(model: ModelProto) -> None:
+    """Activations that are too large for any machine, as far as shapes are known. Takes the model apart."""
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) > _SMALL:
+            tensor.raw_data = b""
+    try:
+        found = shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # what cannot be inferred is not known
+        found = model
+    graph = found.graph
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+            continue
+        dims = [d.dim_value if d.HasField("dim_value") else 1 for d in kind.shape.dim]
+        if any(d < 0 for d in dims):
+            raise UnsafeInputError(f"{_name(value.name)} has a negative size: {dims}")
+        size = math.prod(dims) * max(1, _BITS.get(kind.elem_type, 32) // 8)
+        if size > MAX_TENSOR_BYTES:
+            raise UnsafeInputError(
+                f"{_name(value.name)} takes {size:,} bytes (shape {dims}); the limit is {MAX_TENSOR_BYTES:,}"
+            )
+
+
+def _nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """Every node: of the graph, its subgraphs and functions."""
+    waiting = [*model.graph.node, *(n for f in model.functions for n in f.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                waiting.extend(graph.node)
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model, the graph's initializers first; then of attributes, subgraphs and functions."""
+    graphs = [
+        model.graph,
+        *(t.initialization for t in model.training_info),
+        *(t.algorithm for t in model.training_info),
+    ]
+    nodes = [n for f in model.functions for n in f.node]
+    attributes = [a for f in model.functions for a in f.attribute_proto]
+    while graphs or nodes or attributes:
+        for graph in graphs:
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                _count(sparse.values.name, sparse.dims)
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+        attributes.extend(a for node in nodes for a in node.attribute)
+        graphs, nodes = [], []
+        for attribute in attributes:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for sparse in (
+                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+                *attribute.sparse_tensors,
+            ):
+                _count(sparse.values.name, sparse.dims)
+                yield from (sparse.values, sparse.indices)
+            graphs.extend((*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs))
+        attributes = []

@@ -139,10 +139,16 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
 
 
 @cache
+def _outside() -> tuple[importlib.metadata.EntryPoint, ...]:
+    """What other packages add; reading it costs milliseconds, and a plan asks hundreds of times."""
+    return tuple(importlib.metadata.entry_points(group=GROUP))
+
+
+@cache
 def table(kind: str) -> dict[str, str]:
     """All names of one kind with their references; two providers of a name are an error."""
     names = dict(_BUILT_IN[kind])
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    for entry in _outside():
         prefix, _, name = entry.name.partition(".")
         if prefix != kind:
             continue
@@ -189,7 +195,7 @@ def resolve(kind: str, name: str) -> Any:
 
 def provider_version(kind: str, name: str) -> str | None:
     """Version of the outside package that provides a name; None for the built-in ones."""
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    for entry in _outside():
         if entry.name == f"{kind}.{name}" and entry.dist is not None:
             return f"{entry.dist.name} {entry.dist.version}"
     return None

@@ -181,6 +181,8 @@ class Child:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_GOODBYE_SECONDS)
         self.close()
 
     def kill(self) -> None:
@@ -310,7 +312,7 @@ def _read(questions: queue.Queue[str | None], idle: threading.Event) -> None:
     for line in sys.stdin:
         questions.put(line)
     questions.put(None)
-    if not idle.wait(_GOODBYE_SECONDS):
+    if not idle.is_set():
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -25,7 +25,7 @@ CORE = {
 def test_it_passes(digits_run: DigitsRun) -> None:
     assert digits_run.record["verdict"] == "PASS"
     assert digits_run.code == 0
-    assert digits_run.record["schema_version"] == 1
+    assert digits_run.record["schema_version"] == 2
 
 
 def test_rows_have_the_documented_core(digits_run: DigitsRun) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from hwopt.archives import check_zip
 from hwopt.core.choices import DataSource
 from hwopt.core.dataset import Dataset
 from hwopt.core.settings import Settings
@@ -43,11 +44,7 @@ def read_arrays(path: Path, keys: Sequence[str] | None = None) -> dict[str, npt.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(item.file_size for item in archive.infolist())
-        if unpacked > MAX_BYTES:
-            raise UnsafeInputError(
-                f"the archive unpacks to {unpacked:,} bytes; the limit is {MAX_BYTES:,}", where=str(path)
-            )
+            check_zip(archive, path, MAX_BYTES)
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files if keys is None or key in keys}
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from filelock import FileLock, Timeout
+
 from hwopt.core.artifact import Artifact, Kind
 from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.choices import Choice
@@ -27,6 +29,7 @@ from hwopt.tracking.ledger import FileLedger
 from hwopt.tracking.sink import Sink, SinkSpec
 
 LEDGER: Final = "ledger.jsonl"
+_PATIENCE: Final = 30.0  # seconds
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -121,7 +124,7 @@ def perform(task: Task, say: Progress, data: Callable[[], Dataset] | None = None
     spec: StageSpec = resolve("stage", task.stage)
     load = data or loader(task.data, task.data_where, task.root)
     book = task.workdir / LEDGER if task.keep is None else task.keep / LEDGER
-    with opened(book, task.track, task.title, task.config, say) as ledger:
+    with _alone(task.keep), opened(book, task.track, task.title, task.config, say) as ledger:
         context = StageContext(
             workdir=task.workdir,
             seed=task.seed,
@@ -148,6 +151,21 @@ def perform(task: Task, say: Progress, data: Callable[[], Dataset] | None = None
             ledger.artifact(path, port)
         crossing("stage.ended")
     return Done(result=result, ledger=book if book.stat().st_size else None)
+
+
+@contextmanager
+def _alone(keep: Path | None) -> Iterator[None]:
+    """What a step resumes from has one writer: the worker of a killed run may need a moment to notice."""
+    if keep is None:
+        yield
+        return
+    try:
+        with FileLock(keep / "lock", timeout=_PATIENCE):
+            yield
+    except Timeout:
+        raise StageFailedError(
+            "a worker of an earlier run still works at this step", where=str(keep), fix="end that process"
+        ) from None
 
 
 class Operations:

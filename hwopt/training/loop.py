@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,7 +38,7 @@ from hwopt.training.settings import FitSettings
 from hwopt.training.step import Gradients, Hook, Teacher
 from hwopt.training.watch import EVERY, Watch, fit_verdict, int8_readiness
 
-SNAPSHOT_SECONDS: Final = 20.0
+SNAPSHOT_SECONDS: Final = float(os.environ.get("HWOPT_TEST_SNAPSHOT_SECONDS", "20"))
 _SPEAK_SECONDS: Final = 10.0
 _GOOD_EVERY: Final = 100  # steps between two states to go back to on divergence
 _DIVERGES: Final = 4.0  # smoothed loss over its least so far; and over where it began

@@ -63,10 +63,9 @@ def test_a_killed_training_goes_on(folder: Path) -> None:
     long = ("train", "p.yaml", "--set", "train.epochs=400", "--set", "train.batch_size=16")
     whole = hwopt(*long, "-o", "whole.safetensors", "-q", cwd=folder)
     assert whole.returncode == 0, whole.stderr
-    start = "import hwopt.training.loop as l; l.SNAPSHOT_SECONDS = 0.1; import hwopt.__main__"
     victim = subprocess.Popen(
-        [sys.executable, "-c", start, *long, "-o", "killed.safetensors"], cwd=folder, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "hwopt", *long, "-o", "killed.safetensors"], cwd=folder, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "HWOPT_TEST_SNAPSHOT_SECONDS": "0.1"},
     )  # fmt: skip
     assert victim.stderr is not None
     for line in victim.stderr:

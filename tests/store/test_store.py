@@ -3,7 +3,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from hwopt.core.artifact import Kind
 from hwopt.errors import ConfigError, LockHeldError, ResourceLimitError
 from hwopt.store import atomic
-from hwopt.store.store import Store, new_run_id
+from hwopt.store.store import Store
 
 KEY = "sha256:" + "a" * 64
 INPUTS = {"checkpoint": "sha256:" + "b" * 64}
@@ -98,19 +98,30 @@ def test_lock_is_held_and_freed_by_a_dead_owner(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_go(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
+    store = with_step(tmp_path)
     (store.root / "work" / "old").mkdir(parents=True)
+    torn = store.root / "steps" / ".tmp-abc"
+    torn.write_text("half")
+    store.tidy()
+    assert not (store.root / "work").exists()
+    assert not torn.exists()
+    assert store.finished(KEY, INPUTS) is not None
     with store.workdir() as folder:
         assert list((store.root / "work").iterdir()) == [folder]
     assert not folder.exists()
 
 
-def test_run_ids_are_ordered_and_unique() -> None:
-    moment = datetime(2026, 11, 21, 3, 4, 5, tzinfo=UTC)
-    # Of 2^24 endings: twenty of one second are the same once in 90,000 times.
-    ids = {new_run_id(moment) for _ in range(20)}
-    assert len(ids) == 20
-    assert all(i.startswith("20261121T030405-") for i in ids)
+def test_run_ids_sort_in_the_order_of_the_runs_whatever_the_clock_says(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    noon = datetime(2026, 10, 25, 12, 0, 0, tzinfo=UTC)
+    clock = [noon, noon, noon - timedelta(hours=1), noon - timedelta(days=400), noon + timedelta(seconds=1)]
+    ids = [store.begin_run(moment)[0] for moment in clock]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    for run in ids:
+        store.save_record(run, {"schema_version": 2, "run": run})
+    assert store.runs() == ids
+    assert store.record("latest")["run"] == ids[-1]
 
 
 def test_records_by_prefix_latest_and_not_at_all(tmp_path: Path) -> None:
@@ -118,11 +129,11 @@ def test_records_by_prefix_latest_and_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run"):
         store.record("latest")
     for name in ("20260101T000000-aaaaaa", "20260102T000000-bbbbbb"):
-        store.save_record(name, {"schema_version": 1, "run": name})
+        store.save_record(name, {"schema_version": 2, "run": name})
     assert store.record("latest")["run"].endswith("bbbbbb")
     assert store.record("20260101")["run"].endswith("aaaaaa")
     with pytest.raises(ConfigError, match="names 2 runs"):
         store.record("2026")
-    store.save_record("20260103T000000-cccccc", {"schema_version": 2})
-    with pytest.raises(ConfigError, match="schema_version 2"):
+    store.save_record("20260103T000000-cccccc", {"schema_version": 3})
+    with pytest.raises(ConfigError, match="schema_version 3"):
         store.record("latest")
