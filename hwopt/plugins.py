@@ -37,6 +37,7 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
         "evaluate": "hwopt.stages.evaluate.spec:SPEC",
         "benchmark": "hwopt.stages.benchmark.spec:SPEC",
         "estimate": "hwopt.stages.estimate.spec:SPEC",
+        "inspect": "hwopt.stages.inspect.spec:SPEC",
     },
     "backend": {
         "onnxruntime": "hwopt.backends.onnxruntime.spec:SPEC",

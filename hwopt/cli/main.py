@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "predict": ("how fast a model would be on a device that is not here", "hwopt.cli.predict:predict"),
     "fpga": ("what a model costs on an FPGA, and proof of it", "hwopt.cli.fpga:fpga"),
     "bench": ("measure ONNX models against each other", "hwopt.cli.bench:bench"),
+    "gate": ("hold a run against a policy", "hwopt.cli.gate:gate"),
     "report": ("render a run as HTML, Markdown, JSON or CSV", "hwopt.cli.report:report"),
     "track": ("hand a run to TensorBoard, MLflow or Weights & Biases", "hwopt.cli.track:track"),
     "runs": ("list and show recorded runs", "hwopt.cli.runs:runs"),

@@ -15,7 +15,16 @@ from hwopt.config.problems import validate
 from hwopt.config.yaml_text import Document, KeyPath, parse, parse_scalar, read_text
 from hwopt.core.canonical import JSON, digest_of_file
 from hwopt.core.choices import Choice, DataSource, ModelSpec
-from hwopt.core.profile import HOST_CPU, Candidate, Link, PipelineProfile, Requirement, RunLimits, Target
+from hwopt.core.profile import (
+    HOST_CPU,
+    Candidate,
+    Link,
+    PipelineProfile,
+    Release,
+    Requirement,
+    RunLimits,
+    Target,
+)
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec
 from hwopt.errors import ConfigError, HwoptError, Problem
@@ -38,6 +47,8 @@ class _Head(Settings):
     train: object = {}
     benchmark: object = {}
     estimate: object = {}
+    inspect: object = {}
+    release: object = {}
     candidates: object
     targets: object
     requirements: object = ()
@@ -67,6 +78,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         source = reader.section("train", value.get("train", {}))
     benchmark = reader.section("benchmark", value.get("benchmark", {}))
     estimate = reader.section("estimate", value.get("estimate", {}))
+    inspect = reader.section("inspect", value.get("inspect", {}))
+    release = validate(Release, value.get("release", {}), document, ("release",), problems)
     candidates = reader.candidates(value["candidates"]) if "candidates" in value else ()
     targets = reader.targets(value["targets"]) if "targets" in value else ()
     requirements = reader.requirements(value.get("requirements", []), targets)
@@ -77,7 +90,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         race = validate(RaceSettings, value["compare"], document, ("compare",), problems)
     if problems or head is None or data is None or model is None or source is None or benchmark is None:
         raise ConfigError.of(problems)
-    if estimate is None or limits is None:
+    if estimate is None or limits is None or inspect is None or release is None:
         raise ConfigError.of(problems)
     return PipelineProfile(
         path=path,
@@ -91,6 +104,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         source=source,
         benchmark=benchmark.config,
         estimate=estimate.config,
+        inspect=inspect.config,
+        release=release,
         candidates=candidates,
         targets=targets,
         requirements=requirements,

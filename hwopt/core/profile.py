@@ -55,6 +55,22 @@ class Requirement(Settings):
         return f"{self.metric}{bound}" + (f" on {self.target}" if self.target else "")
 
 
+class Release(Settings):
+    """What the user declares about shipping, for the readiness report; nothing here is measured."""
+
+    rollback: str | None = None  # run id or tag whose chosen version is put back if this one fails
+    restore: str | None = None  # how, in a sentence
+    canary: str | None = None  # who gets it first, and for how long
+    signals: tuple[str, ...] = ()  # what is watched: input range, output distribution, latency
+    expires: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = None  # look at it again by then
+    model_licence: str | None = None
+    data_licence: str | None = None
+    preprocessing: str | None = None  # name or version of what turns raw data into inputs
+    max_opset: Annotated[int, Field(ge=1, le=100)] | None = None
+    inputs: dict[str, list[int | str | None]] | None = None  # the contract: name to shape
+    outputs: dict[str, list[int | str | None]] | None = None
+
+
 class RunLimits(Settings):
     """What a step may use; a step that goes beyond is a failed step, and the other candidates go on."""
 
@@ -104,6 +120,7 @@ class PipelineProfile:
     model_where: str
     source: Link  # the step that gives the float model: train, or read for an ONNX file
     benchmark: Settings
+    inspect: Settings  # how each deployed file is tried
     estimate: Settings  # how networks are laid out on FPGA targets
     candidates: tuple[Candidate, ...]
     targets: tuple[Target, ...]
@@ -111,5 +128,6 @@ class PipelineProfile:
     text: str  # the YAML as read, with --set applied as lines below it
     where: Callable[[str], str]  # section name -> file:line
     compare: Settings | None = None  # a race between trainings; serves `hwopt train compare` only
+    release: Release = field(default_factory=Release)
     limits: RunLimits = field(default_factory=RunLimits)
     track: tuple[Choice, ...] = ()  # trackers beside the ledger; no part of any step's key

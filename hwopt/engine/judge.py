@@ -11,6 +11,7 @@ from hwopt.core.measurement import DRIFT, Interval, Tier, Verdict
 from hwopt.core.profile import Requirement
 
 Result = Mapping[str, Any]
+_LEAST_SAMPLES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,9 @@ def judge(requirement: Requirement, result: Result) -> Judged:
     if result["status"] != "ok":
         return Judged(requirement=name, verdict=Verdict.FAIL, reason=f"no result: {result['reason']}")
     if requirement.metric == "fits":
-        return _fits(name, result)
+        return fits(name, result)
+    if requirement.metric in {"accuracy", "accuracy_drop", "f1"} and (why := too_few(result)) is not None:
+        return Judged(requirement=name, verdict=Verdict.INCONCLUSIVE, reason=why)
     interval = interval_of(requirement.metric, result)
     if interval is None and requirement.metric == "speedup" and result["speedup"] is not None:
         return Judged(
@@ -80,8 +83,19 @@ def judge(requirement: Requirement, result: Result) -> Judged:
     return Judged(
         requirement=name,
         verdict=Verdict.INCONCLUSIVE,
-        reason=f"{said}, across the bound {bound:g}; {_settles(requirement.metric)} would settle it",
+        reason=f"{said}, across the bound {bound:g}; {settles(requirement.metric)} would settle it",
     )
+
+
+def too_few(result: Result) -> str | None:
+    """Why nothing can be said of an accuracy: next to no samples, or one class."""
+    evaluation = result["details"].get("evaluation") or {}
+    samples, classes = evaluation.get("samples"), evaluation.get("classes")
+    if samples is not None and samples < _LEAST_SAMPLES:
+        return f"the test split has {samples} samples: no accuracy is judged; more samples would settle it"
+    if classes is not None and classes < 2:
+        return "the test split has one class: no accuracy is judged; samples of the others would settle it"
+    return None
 
 
 def _drift(result: Result) -> str | None:
@@ -96,13 +110,15 @@ def _drift(result: Result) -> str | None:
     )
 
 
-def _settles(metric: str) -> str:
+def settles(metric: str) -> str:
+    """What would decide an interval that lies across its bound."""
     if metric in {"accuracy", "accuracy_drop", "f1"}:
         return "more test samples"
     return "a larger benchmark.budget_seconds or a quieter machine"
 
 
-def _fits(name: str, result: Result) -> Judged:
+def fits(name: str, result: Result) -> Judged:
+    """Whether a design fits its device."""
     fits = result["details"].get("fits")
     fpga = result["details"].get("fpga", {})
     if fits is None and fpga.get("not_judged"):

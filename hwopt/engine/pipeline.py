@@ -267,6 +267,7 @@ class _Run:
         self.progress(f"[{number}/{len(self.prepared.plan.steps)}] {step.label}{self._left()}")
         self.log("step begins", key=step.key, label=step.label)
         try:
+            before = self.store.step_entry(step.key)
             self.done[step.key] = self._run_step(step, started)
         except HwoptError as error:
             seconds = time.monotonic() - started
@@ -286,7 +287,9 @@ class _Run:
             where, fix = problem.where, problem.fix
             self._enter(step, "failed", reason=problem.problem, seconds=seconds, where=where, fix=fix)
         else:
-            self._enter(step, "ok", seconds=time.monotonic() - started)
+            self._enter(
+                step, "ok", seconds=time.monotonic() - started, again=_again(before, self.done[step.key])
+            )
 
     def _left(self) -> str:
         """Time that the steps to do will take, where all of them were done before."""
@@ -357,6 +360,34 @@ class _Run:
         return Finished(artifacts=artifacts, facts=made.result.facts, seconds=seconds)
 
 
+def _again(before: Mapping[str, Any] | None, now: Finished) -> str | None:
+    """Whether a step that was made again gave the same files; None for the first time."""
+    if before is None:
+        return None
+    old = {port: o["digest"] for port, o in before.get("outputs", {}).items() if port != "ledger"}
+    new = {port: a.digest for port, a in now.artifacts.items() if port != "ledger"}
+    return "same" if old == new else "different"
+
+
+def rollback_state(store: Store, name: str | None) -> JSON:
+    """The run that is put back if this one fails, and whether its files are whole; None where there is none."""
+    if name is None:
+        return None
+    try:
+        record = store.record(name)
+    except HwoptError:
+        return None
+    chosen = {
+        s
+        for r in record["results"]
+        if record["choice"].get(r["target"]) == r["candidate"]
+        for s in r["details"]["steps"]
+    }
+    digests = {o["digest"] for s in record["steps"] if s["key"] in chosen for o in s["outputs"].values()}
+    broken = sum(not store.whole(digest) for digest in digests)
+    return {"run": record["run"], "files": len(digests), "broken": broken}
+
+
 def run(
     profile: PipelineProfile,
     store: Store,
@@ -392,7 +423,9 @@ def run(
         except HwoptError as error:
             log("run failed", reason=error.problems[0].problem)
             raise
-        record = make_record(run_id, started, prepared, state)
+        record = make_record(
+            run_id, started, prepared, state, rollback_state(store, profile.release.rollback)
+        )
         crossing("run.judged")
         store.save_record(run_id, record)
         on_record(run_id, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -20,10 +21,13 @@ from hwopt.engine.judge import choose, judge_row, run_verdict
 from hwopt.engine.prepare import Prepared, host_profile
 from hwopt.engine.results import assemble
 from hwopt.errors import Problem
+from hwopt.report.readiness import assess
 from hwopt.store.store import Finished
 
 SCHEMA_VERSION: Final = 2
 _RECORDED_LIBRARIES: Final = ("hwopt", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+# What reads files from outside: looked up among known weaknesses, and recorded where it is installed.
+_READERS: Final = ("openvino", "tensorrt", "pyyaml", "protobuf", "pillow", "safetensors", "jinja2")
 
 
 class Executed(Protocol):
@@ -35,7 +39,9 @@ class Executed(Protocol):
     entries: dict[str, dict[str, JSON]]
 
 
-def make_record(run_id: str, started: datetime, prepared: Prepared, state: Executed) -> dict[str, Any]:
+def make_record(
+    run_id: str, started: datetime, prepared: Prepared, state: Executed, rollback: JSON
+) -> dict[str, Any]:
     """The document that ``--json`` prints and that reports are rendered from."""
     profile, plan = prepared.profile, prepared.plan
     targets = {t.name: t.hardware or prepared.host_profile for t in profile.targets}
@@ -56,7 +62,7 @@ def make_record(run_id: str, started: datetime, prepared: Prepared, state: Execu
     verdict = run_verdict(profile.requirements, results)
     if any(r["status"] == "failed" for r in results) and verdict is Verdict.PASS and not profile.requirements:
         verdict = Verdict.INCONCLUSIVE
-    return {
+    record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": run_id,
         "name": profile.name,
@@ -75,8 +81,12 @@ def make_record(run_id: str, started: datetime, prepared: Prepared, state: Execu
         "seed": profile.seed,
         "threads": prepared.threads,
         "profile": {"path": str(profile.path), "text": profile.text, "digest": digest_of(profile.text)},
+        "bounds": [r.to_json() for r in profile.requirements],
+        "release": {**profile.release.to_json(), "rollback_state": rollback},
         "environment": environment(),
     }
+    record["readiness"] = assess(record)
+    return record
 
 
 def _result(
@@ -167,6 +177,9 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = hwopt.__version__ if name == "hwopt" else None
+    for name in _READERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     device = host_profile()
     return {
         "python": platform.python_version(),

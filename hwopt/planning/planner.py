@@ -226,6 +226,15 @@ class _Builder:
                 target.where,
             )
             steps.append(self.steps[done.step])
+        wish = self.profile.inspect.model_copy(
+            update={
+                "runtime": None if emulated else here.runtime,
+                "threads": getattr(self.profile.benchmark, "threads", 1),
+                "spinning": getattr(self.profile.benchmark, "spinning", False),
+            }
+        )
+        done = self.add("inspect", f"inspect {place}", wish, hardware, {"model": model}, target.where)
+        steps.append(self.steps[done.step])
         return replace(row, steps=tuple(dict.fromkeys(step.key for step in steps)))
 
     def evaluate_config(

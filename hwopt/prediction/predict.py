@@ -134,14 +134,14 @@ def _data_sheet(found: Sequence[Kernel], hardware: HardwareProfile, batch: int, 
     for kernel in found:
         if kernel.kind == "convert" and hardware.kind is DeviceKind.GPU:
             continue  # merged into the kernels around them
-        peak = _peak(hardware, kernel.dtype, threads) * _REACHED.get(kernel.kind, 1.0)
+        rate = peak(hardware, kernel.dtype, threads) * _REACHED.get(kernel.kind, 1.0)
         moved = kernel.bytes / (memory.bandwidth_gbs * 1e9 * _MEMORY)
-        seconds = max(2 * kernel.macs / peak, moved, least)
+        seconds = max(2 * kernel.macs / rate, moved, least)
         by_kind[kernel.key] = by_kind.get(kernel.key, 0.0) + seconds
     return _prediction(by_kind, "data sheet", _SPREAD_MANY if batch >= _MANY else _SPREAD_ONE)
 
 
-def _peak(hardware: HardwareProfile, dtype: str, threads: int) -> float:
+def peak(hardware: HardwareProfile, dtype: str, threads: int) -> float:
     """Operations a second; of float where the device has no faster integers."""
     compute = hardware.compute
     if compute is None:

@@ -40,34 +40,34 @@ def absent(record: Record) -> list[tuple[str, str, str | None]]:
 def markdown(record: Record) -> str:
     """The report for a pull request or a step summary."""
     lines = [
-        f"# {_plain(record['name'])}: {_plain(sentence(record))}",
+        f"# {plain(record['name'])}: {plain(sentence(record))}",
         "",
         f"Run `{record['run']}`, {record['started']}, hwopt {record['environment']['libraries']['hwopt']}, "
-        f"{_plain(record['environment']['host']['cpu'])}.",
+        f"{plain(record['environment']['host']['cpu'])}.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "---|" * len(HEADINGS),
     ]
-    lines += ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in table(record)]
+    lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in table(record)]
     lines += ["", "`←` marks the version to ship on its target.", ""]
     if warnings(record):
-        lines += ["## Notes", "", *(f"- {_plain(w)}" for w in warnings(record)), ""]
+        lines += ["## Notes", "", *(f"- {plain(w)}" for w in warnings(record)), ""]
     lines += ["## Requirements", ""]
     for r in record["results"]:
         for j in r["details"].get("requirements", []):
             lines.append(
-                f"- {j['verdict']}: {_plain(r['candidate'])} on {r['target']}, "
-                f"{j['requirement']}: {_plain(j['reason'])}"
+                f"- {j['verdict']}: {plain(r['candidate'])} on {r['target']}, "
+                f"{j['requirement']}: {plain(j['reason'])}"
             )
     if not record["requirements"]:
         lines.append("None were stated.")
-    lines += ["", "## What was not checked", "", *(f"- {_plain(text)}" for text in record["not_checked"])]
+    lines += ["", "## What was not checked", "", *(f"- {plain(text)}" for text in record["not_checked"])]
     if not record["not_checked"]:
         lines.append("Nothing was left out.")
     return "\n".join(lines) + "\n"
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """Names come from users and models: no Markdown or HTML of theirs may take effect."""
     escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
     for mark in "\\|`[]":

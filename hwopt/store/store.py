@@ -167,6 +167,11 @@ class Store:
             return None
         return path if path.is_file() else None
 
+    def whole(self, digest: str) -> bool:
+        """Whether the file with this digest is here and is what its name says."""
+        path = self.object_path(digest)
+        return path.is_file() and digest_of_file(path) == digest
+
     def _whole(self, artifact: Artifact) -> bool:
         if not artifact.path.is_file():
             return False
@@ -288,6 +293,7 @@ def upgraded(record: dict[str, Any]) -> dict[str, Any]:
     """A record of an older schema in today's words; what it did not hold is null."""
     if record["schema_version"] == 1:
         record = {**record, "schema_version": 2, "status": "finished", "source": None, "data": None}
+        record |= {"bounds": [], "release": None, "readiness": None}
         record["steps"] = [{"outputs": {}, **step} for step in record["steps"]]
         for row in record["results"]:
             row["details"].setdefault("inspection", None)

@@ -70,8 +70,10 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
     table.write_text(pretty_json(rows))
     accuracy = float(right.mean())
     ctx.progress(f"evaluate: accuracy {accuracy:.2%} on {n} test samples")
+    predictions = ctx.workdir / "predictions.npz"
+    np.savez_compressed(predictions, logits=logits.astype(np.float32), labels=labels)
     return StageResult(
-        files={"nodes": table},
+        files={"nodes": table, "predictions": predictions},
         facts={
             "tier": Tier.MEASURED.value,
             "accuracy": accuracy,
@@ -94,9 +96,57 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
                 if emulated
                 else f"{config.runtime}, as deployed",
                 "emulation": against,
+                "classes": len(np.unique(labels)),
+                "slices": slices(labels, right, float_right),
+                "parity": parity(twin, logits),
+                "seen_in_training": seen(x, ctx.data().x_train),
             },
         },
     )
+
+
+def slices(labels: Array, right: Array, float_right: Array) -> list[JSON]:
+    """Accuracy of each class, of this version and of the float model; the worst drop first."""
+    found: list[tuple[float, int, dict[str, JSON]]] = []
+    for label in np.unique(labels):
+        mine: Array = labels == label
+        accuracy, before = float(right[mine].mean()), float(float_right[mine].mean())
+        one: dict[str, JSON] = {
+            "class": int(label),
+            "samples": int(mine.sum()),
+            "accuracy": accuracy,
+            "float_accuracy": before,
+            "drop": before - accuracy,
+        }
+        found.append((accuracy - before, int(label), one))
+    return [one for _, _, one in sorted(found, key=lambda entry: entry[:2])]
+
+
+def parity(twin: Array, logits: Array, shown: int = 5) -> dict[str, JSON]:
+    """How far the deployed outputs are from those of the torch network, and the samples where it is most."""
+    gap = np.abs(twin.astype(np.float64) - logits).reshape(len(twin), -1).max(axis=1)
+    worst = np.argsort(-gap, kind="stable")[:shown]
+    scale = float(np.abs(twin).max()) or 1.0
+    return {
+        "max_abs": float(gap.max()),
+        "mean_abs": float(gap.mean()),
+        "of_largest": float(gap.max()) / scale,
+        "worst": [
+            {
+                "sample": int(i),
+                "max_abs": float(gap[i]),
+                "predicted": int(logits[i].argmax()),
+                "twin": int(twin[i].argmax()),
+            }
+            for i in worst
+        ],
+    }
+
+
+def seen(test: Array, train: Array) -> int:
+    """Test samples that are byte for byte in the training split, which calibration draws from."""
+    known = {row.tobytes() for row in np.ascontiguousarray(train)}
+    return sum(row.tobytes() in known for row in np.ascontiguousarray(test))
 
 
 def _predictions(artifact: Artifact) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ class EvaluateConfig(Settings):
 
 SPEC: Final = StageSpec(
     name="evaluate",
-    version=5,
+    version=6,
     summary="accuracy, agreement with the torch network, executed precision",
     config=EvaluateConfig,
     run="hwopt.stages.evaluate.run:run",
@@ -32,7 +32,7 @@ SPEC: Final = StageSpec(
         "twin": frozenset({Kind.PREDICTIONS}),
         "float_twin": frozenset({Kind.PREDICTIONS}),
     },
-    produces={"nodes": Kind.TABLE},
+    produces={"nodes": Kind.TABLE, "predictions": Kind.PREDICTIONS},
     facet=which_device,
     measured=True,
     libraries=("onnxruntime",),

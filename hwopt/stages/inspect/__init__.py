@@ -1,0 +1,1 @@
+"""What a file promises, whether it is well formed, and how it behaves off the beaten track."""
