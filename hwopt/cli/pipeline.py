@@ -18,6 +18,7 @@ from hwopt.cli.console import (
     store_option,
 )
 from hwopt.config.profile import load
+from hwopt.core.canonical import JSON
 from hwopt.engine import pipeline as engine
 from hwopt.engine.pipeline import Fresh, Wish
 from hwopt.engine.prepare import prepare
@@ -107,6 +108,7 @@ def run(
     else:
         click.echo(terminal(record))
         click.echo(f"\n{sentence(record)}")
+        click.echo(f"{record['readiness']['verdict']}: {record['readiness']['why']}")
         click.echo(f"report:  {place.run_folder(run_id) / 'report.html'}")
     return _exit_code(record, inconclusive_ok)
 
@@ -131,9 +133,22 @@ def _exit_code(record: dict[str, Any], inconclusive_ok: bool) -> int:
 @_set
 @store_option
 @json_option
-def plan(profile: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
+@click.option(
+    "--explain", metavar="STEP", help="Why a step would run again: a stage, a candidate, or a label."
+)
+def plan(profile: Path, overrides: tuple[str, ...], store: Path, as_json: bool, explain: str | None) -> None:
     """Print the steps, what is finished, and what each row needs. Changes nothing."""
     prepared = prepare(load(profile, overrides))
+    if explain is not None:
+        found = engine.explain(prepared.plan, Store(store), explain)
+        if as_json:
+            print_json({"schema_version": 1, "steps": list[JSON](found)})
+            return
+        for one in found:
+            click.echo(f"{one['label']}: {one['state']}")
+            for reason in one["reasons"]:
+                click.echo(f"    {reason}")
+        return
     finished = engine.finished_keys(prepared.plan, Store(store))
     steps = {step.key: index for index, step in enumerate(prepared.plan.steps, 1)}
     if as_json:
@@ -174,7 +189,20 @@ def plan(profile: Path, overrides: tuple[str, ...], store: Path, as_json: bool) 
     for row in prepared.plan.rows:
         if row.unavailable:
             click.echo(f"  –  {row.candidate} on {row.target}: {row.unavailable}")
-    click.echo(f"{len(steps)} steps, {len(steps) - len(finished)} to do")
+    click.echo(
+        f"{len(steps)} steps, {len(steps) - len(finished)} to do{_effort(prepared, finished, Store(store))}"
+    )
+
+
+def _effort(prepared: Any, finished: set[str], store: Store) -> str:
+    """Time and space that the steps to do took the last time, where all of them were done before."""
+    entries = [store.step_entry(step.key) for step in prepared.plan.steps if step.key not in finished]
+    known = [entry for entry in entries if entry is not None]
+    if not known or len(known) < len(entries):
+        return ""
+    seconds = sum(float(entry["seconds"]) for entry in known)
+    size = sum(int(o["bytes"]) for entry in known for o in entry["outputs"].values())
+    return f": about {seconds:.0f} s and {size / 1e6:.0f} MB, as the last time"
 
 
 @pipeline.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.settings import Settings
@@ -28,6 +29,7 @@ class Step:
     hardware: HardwareProfile | None
     inputs: Mapping[str, Source]
     where: str | None  # file:line in the profile
+    basis: Mapping[str, Any] = field(default_factory=dict)  # what the key is the digest of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

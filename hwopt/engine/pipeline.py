@@ -24,6 +24,7 @@ from hwopt.errors import ConfigError, HwoptError, Problem, ResourceLimitError, S
 from hwopt.plugins import did_you_mean, resolve
 from hwopt.store.events import EventLog
 from hwopt.store.store import Finished, Store
+from hwopt.tracking.ledger import flat
 
 _HUBS: Final = {"huggingface", "torchvision"}  # data that may need the user's credentials
 
@@ -83,6 +84,64 @@ def named(plan: Plan, name: str) -> list[Step]:
             return found
     known = [*dict.fromkeys(s.stage for s in plan.steps), *(s.label for s in plan.steps)]
     raise ConfigError(f"no step {name!r} in the plan", fix=did_you_mean(name, known))
+
+
+def explain(plan: Plan, store: Store, name: str) -> list[dict[str, Any]]:
+    """Why each step that ``name`` means is finished or would run: what its key is made of, held against the nearest
+    finished step of the same stage."""
+    finished = finished_keys(plan, store)
+    others = store.step_entries()
+    labels = {step.key: step.label for step in plan.steps}
+    found: list[dict[str, Any]] = []
+    for step in named(plan, name):
+        reasons: list[str] = []
+        if step.key not in finished:
+            entry = store.step_entry(step.key)
+            undone = [labels[s.step] for s in step.inputs.values() if s.step not in finished]
+            if undone:
+                reasons.append(f"its input is to be made: {', '.join(dict.fromkeys(undone))}")
+            if entry is not None and not undone:
+                whole = all(store.whole(o["digest"]) for o in entry["outputs"].values())
+                reasons.append(
+                    "its input was made anew, with other contents"
+                    if whole
+                    else "one of its files is damaged or gone"
+                )
+            if entry is None:
+                reasons += _nearest(step, others)
+        found.append(
+            {
+                "key": step.key,
+                "label": step.label,
+                "state": "finished" if step.key in finished else "to do",
+                "reasons": reasons,
+            }
+        )
+    return found
+
+
+def _nearest(step: Step, others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differs from the finished step of the same stage that is most like this one."""
+    flat_mine = flat(step.basis)
+    best: list[str] | None = None
+    for entry in others:
+        basis = entry.get("basis") or {}
+        if basis.get("stage") != step.stage:
+            continue
+        flat_other = flat(basis)
+        keys = sorted(k for k in {*flat_mine, *flat_other} if flat_mine.get(k) != flat_other.get(k))
+        said = [
+            f"{k}: {_brief(flat_other.get(k))} then, {_brief(flat_mine.get(k))} now ({entry['label']})"
+            for k in keys
+        ]
+        if best is None or len(said) < len(best):
+            best = said
+    return ["no such step was done in this store"] if best is None else best
+
+
+def _brief(value: object) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"
 
 
 def after(plan: Plan, first: Sequence[Step]) -> set[str]:
@@ -355,7 +414,7 @@ class _Run:
                 artifacts["ledger"] = self.store.put(made.ledger, Kind.TABLE)
         seconds = time.monotonic() - started
         digests = {port: artifact.digest for port, artifact in inputs.items()}
-        self.store.commit(step.key, step.label, artifacts, made.result.facts, seconds, digests)
+        self.store.commit(step.key, step.label, artifacts, made.result.facts, seconds, digests, step.basis)
         self.store.settle(step.key)
         return Finished(artifacts=artifacts, facts=made.result.facts, seconds=seconds)
 

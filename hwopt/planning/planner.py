@@ -311,7 +311,8 @@ class _Builder:
     ) -> Source:
         """A step, or the equal one that is already there; the source of its first output."""
         spec: StageSpec = resolve("stage", stage)
-        key = self.key(spec, config, hardware, inputs)
+        basis = self.basis(spec, config, hardware, inputs)
+        key = digest_of(basis)
         if key not in self.steps:
             self.steps[key] = Step(
                 key=key,
@@ -321,17 +322,18 @@ class _Builder:
                 hardware=hardware,
                 inputs=inputs,
                 where=where,
+                basis=basis,
             )
         return Source(step=key, port=next(iter(spec.produces)))
 
-    def key(
+    def basis(
         self,
         spec: StageSpec,
         config: Settings,
         hardware: HardwareProfile | None,
         inputs: Mapping[str, Source],
-    ) -> str:
-        """Digest of all that the step's result depends on."""
+    ) -> dict[str, JSON]:
+        """All that the step's result depends on; its digest is the step's key."""
         facts: dict[str, JSON] = {
             "stage": spec.name,
             "version": spec.version,
@@ -357,7 +359,7 @@ class _Builder:
             facts["device"] = [self.world.probe(name).device for name in names]
         if not spec.measured:
             facts["threads"] = self.profile.threads
-        return digest_of(facts)
+        return facts
 
 
 def _version(distribution: str) -> str | None:

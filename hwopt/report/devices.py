@@ -17,6 +17,7 @@ from hwopt.report.plot import (
     TOP,
     WIDTH,
     Point,
+    front,
     line,
     points,
     short,
@@ -63,8 +64,7 @@ def across(record: Mapping[str, Any]) -> Markup | None:
         parts.append(text(LEFT - 8, py(mark) + 4, short(mark), "end"))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "latency, ms, logarithmic", "middle"))
     parts.append(text(LEFT, TOP - 12, "accuracy, %", "middle"))
-    front = _front(every)
-    for a, b in pairwise(front):
+    for a, b in pairwise(front(every)):
         parts.append(line(px(a.x), py(a.y), px(b.x), py(b.y), "front"))
     for target, found in by_target.items():
         for p in found:
@@ -83,15 +83,6 @@ def _dot(p: Point, px: Any, py: Any) -> list[Markup]:
         line(px(p.x), py(p.y_low), px(p.x), py(p.y_high), "whisker"),
         Markup('<circle cx="{:.1f}" cy="{:.1f}" r="5" class="{}"/>').format(px(p.x), py(p.y), kind),
     ]
-
-
-def _front(every: Sequence[Point]) -> list[Point]:
-    """Points that no other beats in latency and accuracy, from the fastest on."""
-    found: list[Point] = []
-    for p in sorted(every, key=lambda p: (p.x, -p.y)):
-        if not found or p.y > found[-1].y:
-            found.append(p)
-    return found
 
 
 def balance(layers: Sequence[Mapping[str, Any]], interval: float) -> Markup:

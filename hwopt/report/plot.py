@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, floor, log10
 from typing import Any
 
@@ -28,11 +29,13 @@ class Point:
     chosen: bool
 
 
-def points(record: Mapping[str, Any], target: str) -> list[Point]:
-    """Rows of a target that have both numbers."""
+def points(record: Mapping[str, Any], target: str, axis: str = "latency") -> list[Point]:
+    """Rows of a target that have both numbers; ``axis`` is latency (ms) or size (kB)."""
     found = []
     for r in record["results"]:
         latency, accuracy = r["latency_ms"], r["accuracy"]
+        if axis == "size" and r["file_bytes"]:
+            latency = {"p50": r["file_bytes"] / 1000}
         if r["target"] != target or latency is None or accuracy is None:
             continue
         interval = r["details"].get("evaluation", {}).get("accuracy_interval", {})
@@ -45,15 +48,24 @@ def points(record: Mapping[str, Any], target: str) -> list[Point]:
                 y=accuracy * 100,
                 y_low=interval.get("low", accuracy) * 100,
                 y_high=interval.get("high", accuracy) * 100,
-                tier=r["tier"],
+                tier=r["tier"] if axis == "latency" else "measured",
                 chosen=record["choice"].get(target) == r["candidate"],
             )
         )
     return found
 
 
-def scatter(data: Sequence[Point]) -> Markup:
-    """The plot; an empty string where there is nothing to show."""
+def front(every: Sequence[Point]) -> list[Point]:
+    """Points that no other beats in both axes, from the least on."""
+    found: list[Point] = []
+    for p in sorted(every, key=lambda p: (p.x, -p.y)):
+        if not found or p.y > found[-1].y:
+            found.append(p)
+    return found
+
+
+def scatter(data: Sequence[Point], x_name: str = "p50 latency, ms") -> Markup:
+    """Accuracy against ``x_name``; an empty string where there is nothing to show."""
     if not data:
         return Markup("")
     x_ticks = ticks(0.0, max(p.x_high for p in data))
@@ -66,10 +78,10 @@ def scatter(data: Sequence[Point]) -> Markup:
     def py(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
 
-    summary = "; ".join(f"{p.name}: {p.y:.2f} % at {p.x:.4g} ms, {p.tier}" for p in data)
+    summary = "; ".join(f"{p.name}: {p.y:.2f} % at {p.x:.4g}, {p.tier}" for p in data)
     parts = [
         Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="plot">').format(
-            WIDTH, HEIGHT, "Accuracy against latency. " + summary
+            WIDTH, HEIGHT, f"Accuracy against {x_name}. {summary}"
         )
     ]
     for tick in x_ticks:
@@ -78,8 +90,10 @@ def scatter(data: Sequence[Point]) -> Markup:
     for tick in y_ticks:
         parts.append(line(LEFT, py(tick), WIDTH - RIGHT, py(tick), "grid"))
         parts.append(text(LEFT - 8, py(tick) + 4, short(tick), "end"))
-    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "p50 latency, ms", "middle"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_name, "middle"))
     parts.append(text(LEFT, TOP - 12, "accuracy, %", "middle"))
+    for a, b in pairwise(front(data)):
+        parts.append(line(px(a.x), py(a.y), px(b.x), py(b.y), "front"))
     labels: list[tuple[float, float]] = []
     for p in sorted(data, key=lambda p: (-p.y, p.x)):
         kind = f"point {p.tier}" + (" chosen" if p.chosen else "")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Final
 
+from hwopt.report.readiness import assess
 from hwopt.report.rows import HEADINGS, Record, choices, sentence, table, warnings
+
+NEVER: Final = "Drift of the input data in the field, fairness between groups, and attacks on inputs: hwopt does not look at them"
 
 
 def terminal(record: Record) -> str:
@@ -39,8 +43,15 @@ def absent(record: Record) -> list[tuple[str, str, str | None]]:
 
 def markdown(record: Record) -> str:
     """The report for a pull request or a step summary."""
+    readiness: Any = record.get("readiness") or assess(record)
     lines = [
-        f"# {plain(record['name'])}: {plain(sentence(record))}",
+        f"# {plain(record['name'])}: {readiness['verdict']}",
+        "",
+        f"{plain(readiness['why'])}.",
+        "",
+        f"Requirements: {plain(sentence(record))}.",
+        "",
+        *(f"- {plain(text)}" for text in readiness["blocking"]),
         "",
         f"Run `{record['run']}`, {record['started']}, hwopt {record['environment']['libraries']['hwopt']}, "
         f"{plain(record['environment']['host']['cpu'])}.",
@@ -61,10 +72,33 @@ def markdown(record: Record) -> str:
             )
     if not record["requirements"]:
         lines.append("None were stated.")
-    lines += ["", "## What was not checked", "", *(f"- {plain(text)}" for text in record["not_checked"])]
-    if not record["not_checked"]:
-        lines.append("Nothing was left out.")
+    for section in readiness["sections"]:
+        lines += ["", f"## {section['number']} {section['title']}: {section['status']}", ""]
+        if section["number"] == len(readiness["sections"]):
+            lines += [f"- {plain(text)}" for text in unchecked(record, readiness)] or [
+                "Nothing was left out."
+            ]
+        elif section["checks"]:
+            lines += ["| target | check | state | what was seen | asked |", "|---|---|---|---|---|"]
+            lines += [
+                f"| {c['target'] or 'the run'} | {plain(c['check'])} | {c['status']} | {plain(c['said'])} | "
+                f"{plain(c['asked'])} |"
+                for c in section["checks"]
+            ]
+        else:
+            lines.append("Nothing was checked: no version is chosen.")
     return "\n".join(lines) + "\n"
+
+
+def unchecked(record: Record, readiness: Any) -> list[str]:
+    """What was not looked at, of the profile's wishes and of the readiness report's own."""
+    found = [str(text) for text in record["not_checked"]]
+    for section in readiness["sections"][:-1]:
+        for c in section["checks"]:
+            if c["status"] == "SKIPPED":
+                place = f" on {c['target']}" if c["target"] else ""
+                found.append(f"{section['title']}, {c['check']}{place}: {c['said']}")
+    return [*found, NEVER]
 
 
 def plain(text: object) -> str:

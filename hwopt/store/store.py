@@ -116,6 +116,7 @@ class Store:
         facts: Mapping[str, JSON],
         seconds: float,
         inputs: Mapping[str, str],
+        basis: Mapping[str, JSON] | None = None,
     ) -> None:
         """Record that a step is finished; its files are already in ``objects/``, ``inputs`` are digests."""
         crossing("step.stored")
@@ -130,6 +131,7 @@ class Store:
             },
             "facts": dict(facts),
             "seconds": seconds,
+            "basis": dict(basis or {}),
         }
         write_text(self._step_path(key), pretty_json(entry))
         crossing("step.committed")
@@ -189,6 +191,12 @@ class Store:
         except (OSError, ValueError):
             return None
         return entry if isinstance(entry, dict) else None
+
+    def step_entries(self) -> list[dict[str, Any]]:
+        """All finished steps, newest first."""
+        paths = sorted((self.root / "steps").glob("*.json"), key=lambda p: -p.stat().st_mtime)
+        found = (self.step_entry("sha256:" + path.stem) for path in paths)
+        return [entry for entry in found if entry is not None]
 
     def _step_path(self, key: str) -> Path:
         return self.root / "steps" / (key.partition(":")[2] + ".json")

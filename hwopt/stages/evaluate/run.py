@@ -91,6 +91,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: EvaluateConfi
                 "sqnr_db": _decibels(twin, logits),
                 "asked_but_float": [a.to_json() for a in lost],
                 "float_operators": [node.op + " " + node.name for node in weighted if not node.integer],
+                "layers": [{"name": node.name, "op": node.op, "integer": node.integer} for node in weighted],
                 "executed_operators": _census([node.op for node in nodes]),
                 "arithmetic": "the design's own integers and shifts, emulated bit by bit"
                 if emulated
