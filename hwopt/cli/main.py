@@ -33,9 +33,10 @@ _COMMANDS: Final = {
     "fpga": ("what a model costs on an FPGA, and proof of it", "hwopt.cli.fpga:fpga"),
     "bench": ("measure ONNX models against each other", "hwopt.cli.bench:bench"),
     "gate": ("hold a run against a policy", "hwopt.cli.gate:gate"),
+    "compare": ("what one run would change against another", "hwopt.cli.compare:compare"),
     "report": ("render a run as HTML, Markdown, JSON or CSV", "hwopt.cli.report:report"),
     "track": ("hand a run to TensorBoard, MLflow or Weights & Biases", "hwopt.cli.track:track"),
-    "runs": ("list and show recorded runs", "hwopt.cli.runs:runs"),
+    "runs": ("list, show, tag, verify and clear recorded runs", "hwopt.cli.runs:runs"),
     "hardware": ("list, show and detect devices", "hwopt.cli.hardware:hardware"),
     "doctor": ("what is installed, what is missing, how to get it", "hwopt.cli.doctor:doctor"),
 }

@@ -174,14 +174,28 @@ class Store:
         path = self.object_path(digest)
         return path.is_file() and digest_of_file(path) == digest
 
+    def objects(self) -> list[str]:
+        """Digests of all files."""
+        folder = self.root / "objects"
+        return [f"{p.parts[-3]}:{p.name}" for p in folder.glob("*/*/*") if not p.name.startswith(".")]
+
+    def set_aside(self, digest: str) -> None:
+        """Put a damaged file where nothing reads it."""
+        quarantine = self.root / "quarantine"
+        quarantine.mkdir(exist_ok=True)
+        path = self.object_path(digest)
+        path.replace(quarantine / path.name)
+
+    def forget(self, key: str) -> None:
+        """A step is to be done again when it is next needed."""
+        self._step_path(key).unlink(missing_ok=True)
+
     def _whole(self, artifact: Artifact) -> bool:
         if not artifact.path.is_file():
             return False
         if digest_of_file(artifact.path) == artifact.digest:
             return True
-        quarantine = self.root / "quarantine"
-        quarantine.mkdir(exist_ok=True)
-        artifact.path.replace(quarantine / artifact.path.name)
+        self.set_aside(artifact.digest)
         return False
 
     def step_entry(self, key: str) -> dict[str, Any] | None:
