@@ -22,8 +22,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Public name -> where it lives; loaded on first use so that `import hwopt` stays light.
 _PUBLIC: Final = {
     "benchmark": "hwopt.api.bench:benchmark",
+    "bundle": "hwopt.api.bundle:bundle",
     "calibrate": "hwopt.api.predict:calibrate",
     "check": "hwopt.api.check:check",
+    "check_bundle": "hwopt.api.bundle:check_bundle",
     "compare_runs": "hwopt.api.compare:compare_runs",
     "fpga_emulate": "hwopt.api.fpga_proof:emulate",
     "fpga_estimate": "hwopt.api.fpga:estimate_design",
@@ -43,8 +45,10 @@ _PUBLIC: Final = {
 __all__ = [
     "__version__",
     "benchmark",
+    "bundle",
     "calibrate",
     "check",
+    "check_bundle",
     "compare_runs",
     "fpga_emulate",
     "fpga_estimate",

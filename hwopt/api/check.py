@@ -19,6 +19,7 @@ from hwopt.errors import EngineMissingError, HwoptError
 from hwopt.latency.measure import Candidate, look_inside
 from hwopt.latency.workers import Process
 from hwopt.model_check import check_model
+from hwopt.model_lint import lint
 from hwopt.plugins import resolve, table
 from hwopt.quantization.onnx_net import signature
 
@@ -47,6 +48,7 @@ def check(model: str | Path, *, target: str | None = None, batch: int = 1) -> di
         "opset": {o.domain or "ai.onnx": o.version for o in proto.opset_import},
         "inputs": {n: [str(dtypes[n]), list(s)] for n, s in shapes.items() if n not in stored},
         "operators": _census(proto),
+        "findings": [finding.to_json() for finding in lint(path, None if target is None else device(target))],
         "target": target,
         "accepted": None,
     }

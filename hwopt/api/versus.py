@@ -32,7 +32,7 @@ class Version:
         return f"{self.row['candidate']} of {self.record['run']}"
 
     def output(self, place: Store, stage: str, port: str) -> Path | None:
-        """The file that the version's step of ``stage`` gave, if it is whole; of several runtimes the one that counts."""
+        """The file that its step of ``stage`` gave, if it is whole; of several runtimes the one that counts."""
         keys = set(self.row["details"]["steps"])
         digests = [
             s["outputs"][port]["digest"]

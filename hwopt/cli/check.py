@@ -9,7 +9,11 @@ import click
 
 import hwopt
 from hwopt.cli.console import json_option, print_json
+from hwopt.core.canonical import pretty_json
+from hwopt.plugins import load_reference
 from hwopt.report.rows import size
+from hwopt.report.sarif import sarif
+from hwopt.store.atomic import write_text
 
 REFUSED: Final = 1
 
@@ -20,18 +24,33 @@ REFUSED: Final = 1
 @click.option(
     "--batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="To tune engines for."
 )
+@click.option(
+    "--sarif", "sarif_file", type=click.Path(path_type=Path, dir_okay=False), help="Write findings as SARIF."
+)
 @json_option
-def check(model: Path, target: str | None, batch: int, as_json: bool) -> int:
-    """Whether MODEL is a sound ONNX file, and whether a device takes it; exit 1 if the device does not.
+def check(model: Path, target: str | None, batch: int, sarif_file: Path | None, as_json: bool) -> int:
+    """Whether MODEL is a sound ONNX file, and whether a device takes it; exit 1 if the device does not
+    or a finding is an error, 6 if it is not safe to read.
 
     GPUs need not be here: their compiler builds an engine without one (tier compiled, no latency).
     """
     found = hwopt.check(model, target=target, batch=batch)
+    if sarif_file is not None:
+        rules = load_reference("hwopt.model_lint:RULES")
+        log = sarif([(_relative(model), one) for one in found["findings"]], rules, hwopt.__version__)
+        write_text(sarif_file, pretty_json(log))
     if as_json:
         print_json(found)
     else:
         _say(found)
-    return REFUSED if found["accepted"] is False else 0
+    broken = any(one["level"] == "error" for one in found["findings"])
+    return REFUSED if found["accepted"] is False or broken else 0
+
+
+def _relative(path: Path) -> str:
+    """As code scanning wants it: from the folder that the command was called in, with slashes."""
+    place = path.resolve()
+    return place.relative_to(Path.cwd()).as_posix() if place.is_relative_to(Path.cwd()) else place.name
 
 
 def _say(found: dict[str, Any]) -> None:
@@ -40,6 +59,9 @@ def _say(found: dict[str, Any]) -> None:
     click.echo(
         f"{Path(found['model']).name}: sound ONNX, {size(found['file_bytes'])}; takes {inputs}; {operators}"
     )
+    for one in found["findings"]:
+        place = f" ({one['node']})" if one["node"] else ""
+        click.echo(f"  {one['level']}: {one['rule']}: {one['text']}{place}")
     if found["accepted"] is None:
         return
     for name, one in found.get("runtimes", {}).items():

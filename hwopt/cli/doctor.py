@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from hwopt.cli.console import json_option, print_json
+from hwopt.core.advisories import open_in
 from hwopt.core.backend import BackendSpec
 from hwopt.core.canonical import JSON
 from hwopt.engine import host as this_host
@@ -55,7 +56,7 @@ def doctor(as_json: bool) -> int:
     missing = [
         name for name in ("torch", "onnx", "onnxruntime", "onnxscript", "numpy") if not _installed(name)
     ]
-    looked = preflight()
+    looked, weak = preflight(), open_in(facts["libraries"])
     if as_json:
         print_json(
             {
@@ -66,6 +67,16 @@ def doctor(as_json: bool) -> int:
                 "backends": list[JSON](backends),
                 "tools": {command: shutil.which(command) is not None for command, _, _ in _TOOLS},
                 "libraries": facts["libraries"],
+                "weaknesses": [
+                    {
+                        "library": a.library,
+                        "name": a.name,
+                        "what": a.what,
+                        "fixed": a.fixed,
+                        "source": a.source,
+                    }
+                    for a in weak
+                ],
                 "missing": list[JSON](missing),
             }
         )
@@ -95,6 +106,8 @@ def doctor(as_json: bool) -> int:
             click.echo(f"measuring {warning}")
         for name, version in facts["libraries"].items():
             click.echo(f"library   {name} {version or 'missing: pip install ' + name}")
+        for a in weak:
+            click.echo(f"weakness  {a.library}: {a.name}, {a.what}; mended in {a.fixed} ({a.source})")
     return 4 if missing else 0
 
 

@@ -19,6 +19,7 @@ INTERRUPTED: Final = 130
 INTERNAL: Final = 70
 
 _COMMANDS: Final = {
+    "init": ("write a profile, a policy and a CI snippet for your model", "hwopt.cli.init:init"),
     "pipeline": ("run, plan or validate a pipeline profile", "hwopt.cli.pipeline:pipeline"),
     "train": ("train the model of a profile, or race trainings", "hwopt.cli.train:train"),
     "prune": ("remove channels of a checkpoint, to a goal", "hwopt.cli.compress:prune"),
@@ -34,10 +35,13 @@ _COMMANDS: Final = {
     "bench": ("measure ONNX models against each other", "hwopt.cli.bench:bench"),
     "gate": ("hold a run against a policy", "hwopt.cli.gate:gate"),
     "compare": ("what one run would change against another", "hwopt.cli.compare:compare"),
+    "bundle": ("write a release folder, or prove one", "hwopt.cli.bundle:bundle"),
     "report": ("render a run as HTML, Markdown, JSON or CSV", "hwopt.cli.report:report"),
     "track": ("hand a run to TensorBoard, MLflow or Weights & Biases", "hwopt.cli.track:track"),
     "runs": ("list, show, tag, verify and clear recorded runs", "hwopt.cli.runs:runs"),
     "hardware": ("list, show and detect devices", "hwopt.cli.hardware:hardware"),
+    "schema": ("print the JSON Schema of a profile, for editors", "hwopt.cli.schema:schema"),
+    "completion": ("print a completion script for a shell", "hwopt.cli.completion:completion"),
     "doctor": ("what is installed, what is missing, how to get it", "hwopt.cli.doctor:doctor"),
 }
 

@@ -200,8 +200,9 @@ def gc(keep: int | None, older_than: float | None, yes: bool, store: Path, as_js
         )
         return
     did = "removed" if yes else "would remove (--yes does)"
+    size = f"{found.bytes / 1e6:,.1f} MB"
     click.echo(
-        f"{did}: {len(found.runs)} runs, {len(found.steps)} steps, {len(found.objects)} files of {found.bytes / 1e6:,.1f} MB"
+        f"{did}: {len(found.runs)} runs, {len(found.steps)} steps, {len(found.objects)} files of {size}"
     )
 
 

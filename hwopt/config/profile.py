@@ -36,7 +36,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FACTORY: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-class _Head(Settings):
+class Head(Settings):
     """The top level; sections are checked one by one against what they name."""
 
     name: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
@@ -65,7 +65,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         _override(document, override)
         text += f"\n# --set {override}"
     problems: list[Problem] = []
-    head = validate(_Head, document.value, document, (), problems)
+    head = validate(Head, document.value, document, (), problems)
     value = document.value if isinstance(document.value, dict) else {}
     # Sections are looked at even when the head is wrong, so that one run shows all there is to mend.
     reader = _Reader(document, problems)

@@ -8,7 +8,9 @@ from typing import Any, Final
 from hwopt.report.readiness import assess
 from hwopt.report.rows import HEADINGS, Record, choices, sentence, table, warnings
 
-NEVER: Final = "Drift of the input data in the field, fairness between groups, and attacks on inputs: hwopt does not look at them"
+NEVER: Final = (
+    "Drift of the input data in the field, fairness between groups, attacks on inputs: outside of hwopt"
+)
 
 
 def terminal(record: Record) -> str:
