@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import stat
 import tempfile
@@ -10,11 +11,22 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
-from hwopt.errors import ConfigError, UnsafeInputError
+from hwopt.errors import ConfigError, ResourceLimitError, UnsafeInputError
 
 MAX_FILES: Final = 10_000
 MAX_RATIO: Final = 200  # of bytes unpacked to bytes stored, from where on a file is taken for a bomb
 _SMALL: Final = 64 << 20  # which may have any ratio
+# What the zip reader raises for files that are none.
+UNREADABLE: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
 _CHUNK: Final = 1 << 20
 
 
@@ -35,7 +47,9 @@ def check_zip(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> None:
         problem = f"it unpacks to {unpacked:,} bytes, more than {MAX_RATIO} times its size"
     elif stored > path.stat().st_size:
         problem = "its files share bytes"
-    elif len({i.filename for i in items}) != len(items):
+    elif any(i.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} for i in items):
+        problem = "it is packed in a way that archives of arrays and models are not"
+    elif len({PurePosixPath(i.filename).as_posix().casefold() for i in items}) != len(items):
         problem = "two of its files have one name"
     if problem is not None:
         raise UnsafeInputError(f"the archive is not safe: {problem}", where=str(path))
@@ -61,7 +75,13 @@ def unpack_zip(path: Path, folder: Path, max_bytes: int = 8 << 30) -> None:
                 left = max_bytes
                 for item in archive.infolist():
                     left -= _unpack(archive, item, root, left, path)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise ResourceLimitError(
+                    "the disk is full", where=str(folder), fix="free space and try again"
+                ) from error
+            raise ConfigError(f"not a readable zip archive: {error}", where=str(path)) from None
+        except UNREADABLE as error:
             raise ConfigError(f"not a readable zip archive: {error}", where=str(path)) from None
         shutil.move(root, folder)
 

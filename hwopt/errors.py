@@ -77,6 +77,8 @@ class StageFailedError(HwoptError):
 class OutOfMemoryError(StageFailedError):
     """A stage asked for more memory than it may have; smaller candidates can go on."""
 
+    exit_code: ClassVar[int] = 8
+
 
 class UnsafeInputError(HwoptError):
     """A file from outside was refused before any library touched it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
@@ -43,7 +45,7 @@ def check_external(
         raise UnsafeInputError(
             f"the tensor {name} reaches to byte {offset + expected:,} of {path.name}, which has {size:,}"
         )
-    _no_overlap(taken.setdefault(path, []), offset, offset + expected, name)
+    taken.setdefault(path, []).append((offset, offset + expected, name))
 
 
 def _inside(location: str, folder: Path, name: str) -> Path:
@@ -84,10 +86,10 @@ def _number(said: dict[str, str], key: str, name: str) -> int:
     return int(text)
 
 
-def _no_overlap(ranges: list[tuple[int, int, str]], low: int, high: int, name: str) -> None:
-    for start, end, other in ranges:
-        if (low, high) != (start, end) and low < end and start < high:
-            raise UnsafeInputError(
-                f"the tensors {other} and {name} share bytes in a file, and neither holds the other"
-            )
-    ranges.append((low, high, name))
+def no_overlaps(taken: Mapping[Path, list[tuple[int, int, str]]]) -> None:
+    """Refuse ranges of a file that share bytes and are not the same range."""
+    for ranges in taken.values():
+        distinct = sorted({(low, high): name for low, high, name in ranges if low < high}.items())
+        for ((_, high), one), ((low, _), other) in pairwise(distinct):
+            if low < high:
+                raise UnsafeInputError(f"the tensors {one} and {other} share bytes in a file")

@@ -6,6 +6,7 @@ without an end, operators that make terabytes) was measured; the table stands in
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,13 +20,16 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from hwopt.core.dataset import Array
 from hwopt.errors import ConfigError, UnsafeInputError
-from hwopt.external_data import check_external, location_of
+from hwopt.external_data import check_external, location_of, no_overlaps
 from hwopt.wire import WireError, census
 
 MAX_BYTES: Final = 2 << 30  # protobuf's own limit
 MAX_DEPTH: Final = 16  # graphs inside of graphs
 MAX_TENSOR_BYTES: Final = 1 << 33  # of an activation or a constant that the file declares, at batch 1
+MAX_SPARSE_BYTES: Final = 1 << 28  # of a sparse tensor written out, as runtimes do
+MAX_RANK: Final = 64
 MAX_TRIPS: Final = 1_000_000  # of a loop with a constant count
+MAX_ALL_TRIPS: Final = 100_000_000  # of loops inside of loops
 MAX_EXPANDED: Final = 1_000_000  # nodes, once functions are written out
 _SMALL: Final = 4096  # bytes of a constant that shape inference may need to see
 # Operators of these can be run by a runtime that is here, or are read by hwopt itself; else a model's own functions.
@@ -61,6 +65,11 @@ def check_model(path: Path) -> None:
         raise ConfigError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
     except UnsafeInputError as error:
         raise error.at(str(path)) from None
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        # The file is from outside: what the look at it stumbles over is the file's fault.
+        raise UnsafeInputError(
+            f"not a valid ONNX model: {type(error).__name__} where its parts were looked at", where=str(path)
+        ) from None
 
 
 def _check(path: Path) -> None:
@@ -88,10 +97,10 @@ def _check(path: Path) -> None:
     _tensors_are_what_they_say(model, path)
     _domains(model)
     _functions(model)
-    _loops_and_depth(model.graph, 1)
+    _loops_and_depth(model.graph, {}, 1, 1)
     for function in model.functions:
-        for node in function.node:
-            _node(node, {}, 1)
+        body = GraphProto(node=function.node)
+        _loops_and_depth(body, {}, 1, 1)
     external = any(location_of(t) for t in model.graph.initializer)
     try:
         # With its weights elsewhere, only a path tells the checker where to look for them.
@@ -111,7 +120,7 @@ def _tensors_are_what_they_say(model: ModelProto, path: Path) -> None:
     taken: dict[Path, list[tuple[int, int, str]]] = {}
     own = len(model.graph.initializer)  # they come first
     for index, tensor in enumerate(_tensors(model)):
-        count = _count(tensor.name, tensor.dims)
+        count = _count(tensor.name, tensor.dims, _BITS.get(tensor.data_type, 8))
         if tensor.data_type not in _BITS:
             raise UnsafeInputError(f"the tensor {_name(tensor.name)} has the unknown type {tensor.data_type}")
         if tensor.data_type == TensorProto.STRING:
@@ -136,6 +145,7 @@ def _tensors_are_what_they_say(model: ModelProto, path: Path) -> None:
             raise UnsafeInputError(
                 f"the tensor {_name(tensor.name)} declares {count:,} values and holds {_typed_count(tensor):,}"
             )
+    no_overlaps(taken)
 
 
 _INLINE: Final = "save it as one file: onnx.save(onnx.load(path), new_path)"
@@ -155,10 +165,18 @@ _BITS: Final[Mapping[int, int]] = {
 
 
 def _typed_count(tensor: TensorProto) -> int:
-    return sum(
-        len(getattr(tensor, f))
-        for f in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-    )
+    """Values in the field that belongs to the type; those in another are none."""
+    kind = tensor.data_type
+    names: Mapping[int, str] = {
+        TensorProto.FLOAT: "float_data",
+        TensorProto.COMPLEX64: "float_data",
+        TensorProto.DOUBLE: "double_data",
+        TensorProto.COMPLEX128: "double_data",
+        TensorProto.INT64: "int64_data",
+        TensorProto.UINT32: "uint64_data",
+        TensorProto.UINT64: "uint64_data",
+    }
+    return len(getattr(tensor, names.get(kind, "int32_data")))
 
 
 def _typed_expected(kind: int, count: int) -> int:
@@ -167,13 +185,22 @@ def _typed_expected(kind: int, count: int) -> int:
     return -(-count * _BITS[kind] // 8) if _BITS[kind] < 8 else count
 
 
-def _count(name: str, dims: Iterable[int]) -> int:
-    sizes = [int(d) for d in dims]
+def _count(name: str, dims: Iterable[int], bits: int, most: int = MAX_TENSOR_BYTES) -> int:
+    """Values of a shape, if they are no more than ``most`` bytes; the shape may be anything."""
+    sizes = [int(d) for d in itertools.islice(dims, MAX_RANK + 1)]
+    if len(sizes) > MAX_RANK:
+        raise UnsafeInputError(f"the tensor {_name(name)} has more than {MAX_RANK} axes")
     if any(d < 0 for d in sizes):
-        raise UnsafeInputError(f"the tensor {_name(name)} has a negative size: {sizes}")
-    count = math.prod(sizes)
-    if count > MAX_TENSOR_BYTES:
-        raise UnsafeInputError(f"the tensor {_name(name)} has {count:,} values")
+        raise UnsafeInputError(f"the tensor {_name(name)} has a negative size: {sizes[:8]}")
+    if 0 in sizes:
+        return 0
+    count = 1
+    for size in sizes:
+        count *= size
+        if count * max(bits, 8) > 8 * most:
+            raise UnsafeInputError(
+                f"the tensor {_name(name)} has more values than {most:,} bytes can hold: {sizes[:8]}"
+            )
     return count
 
 
@@ -204,73 +231,138 @@ def _functions(model: ModelProto) -> None:
         if len(calling) > 64:
             raise UnsafeInputError("functions call each other more than 64 deep")
         if key not in sizes:
-            total = 0
-            for node in bodies[key].node:
-                inner = (node.domain, node.op_type)
-                total += size(inner, (*calling, key)) if inner in bodies else 1
-            sizes[key] = total
-            if total > MAX_EXPANDED:
-                raise UnsafeInputError(f"the function {_name(key[1])} has over {MAX_EXPANDED:,} operators")
+            sizes[key] = _sum(_below(bodies[key].node), (*calling, key))
         return sizes[key]
 
-    total = 0
-    for node in model.graph.node:
-        key = (node.domain, node.op_type)
-        total += size(key, ()) if key in bodies else 1
+    def _sum(nodes: Iterable[NodeProto], calling: tuple[tuple[str, str], ...]) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            total += size(key, calling) if key in bodies else 1
+            if total > MAX_EXPANDED:
+                who = _name(calling[-1][1]) if calling else "the model"
+                raise UnsafeInputError(f"{who} stands for more than {MAX_EXPANDED:,} operators")
+        return total
+
     for key in bodies:
         size(key, ())
-    if total > MAX_EXPANDED:
-        raise UnsafeInputError(f"the model stands for more than {MAX_EXPANDED:,} operators")
+    _sum(_below(model.graph.node), ())
 
 
-def _loops_and_depth(graph: GraphProto, depth: int) -> None:
+def _loops_and_depth(graph: GraphProto, outer: Mapping[str, Array | None], depth: int, trips: int) -> None:
+    """Walk a graph with the constants that it sees; ``trips`` are those of the loops around it."""
     if depth > MAX_DEPTH:
         raise UnsafeInputError(f"graphs are nested more than {MAX_DEPTH} deep")
-    constants = {t.name: t for t in graph.initializer}
+    constants = dict(outer) | {t.name: _values(t) for t in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.output:
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    constants[node.output[0]] = attribute.t
-        _node(node, constants, depth)
-
-
-def _node(node: NodeProto, constants: Mapping[str, TensorProto], depth: int) -> None:
-    if node.op_type == "Loop" and node.domain in {"", "ai.onnx"}:
-        trips = _constant(constants, node.input[0] if node.input else "")
-        if trips is not None and trips.size and int(np.max(trips)) > MAX_TRIPS:
+        if node.domain in _STANDARD and node.op_type == "Constant" and node.output:
+            constants[node.output[0]] = _constant_of(node)
+        if (
+            node.domain in _STANDARD
+            and node.op_type in _HANDS_ON
+            and node.input
+            and node.input[0] in constants
+        ):
+            constants[node.output[0]] = constants[node.input[0]]
+        inside = trips * _trips(node, constants)
+        if inside > MAX_ALL_TRIPS:
             raise UnsafeInputError(
-                f"the loop {_name(node.name)} has {int(np.max(trips)):,} trips; the limit is {MAX_TRIPS:,}"
+                f"loops inside of loops have {inside:,} trips; the limit is {MAX_ALL_TRIPS:,}"
             )
-        condition = _constant(constants, node.input[1] if len(node.input) > 1 else "")
-        if not (node.input and node.input[0]) and (condition is None or bool(np.all(condition))):
-            raise UnsafeInputError(f"the loop {_name(node.name)} has no count, and may never end")
-    if node.op_type in {"ConstantOfShape", "Expand", "Tile"} and node.domain in {"", "ai.onnx"}:
-        shape = _constant(constants, node.input[-1] if node.input else "")
-        if shape is not None and shape.size:
-            made = math.prod(abs(int(d)) for d in shape.ravel())
-            _made(node, made * 8)
-    if node.op_type in {"RandomNormal", "RandomUniform"}:
-        for attribute in node.attribute:
-            if attribute.name == "shape":
-                _made(node, math.prod(abs(d) for d in attribute.ints) * 8)
+        _makes(node, constants)
+        for inner in _graphs(node):
+            _loops_and_depth(inner, constants, depth + 1, inside)
+
+
+_STANDARD: Final = frozenset({"", "ai.onnx"})
+_HANDS_ON: Final = frozenset({"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape"})
+_ELSEWHERE: Final = np.zeros(0)  # a constant whose values lie in another file
+
+
+def _graphs(node: NodeProto) -> list[GraphProto]:
+    return [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+
+
+def _below(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes and those of their subgraphs."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for graph in _graphs(node):
+            waiting.extend(graph.node)
+
+
+def _values(tensor: TensorProto) -> Array | None:
+    """The values of a small tensor of whole numbers or truth values; None for any other."""
+    if location_of(tensor):
+        return _ELSEWHERE
+    if tensor.data_type == TensorProto.STRING or math.prod(tensor.dims) > _SMALL:
+        return None
+    values = numpy_helper.to_array(tensor)
+    return values if values.dtype.kind in "iub" else None
+
+
+def _constant_of(node: NodeProto) -> Array | None:
     for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            _loops_and_depth(graph, depth + 1)
+        match attribute.name:
+            case "value":
+                return _values(attribute.t)
+            case "value_int":
+                return np.array(attribute.i)
+            case "value_ints":
+                return np.array(attribute.ints, np.int64)
+    return None
+
+
+def _trips(node: NodeProto, constants: Mapping[str, Array | None]) -> int:
+    """Trips of a loop as far as they are known; 1 for any other operator."""
+    if node.op_type != "Loop" or node.domain not in _STANDARD:
+        return 1
+    count = constants.get(node.input[0]) if node.input and node.input[0] else None
+    condition = constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+    if count is _ELSEWHERE or condition is _ELSEWHERE:
+        raise UnsafeInputError(f"the count of the loop {_name(node.name)} lies in another file", fix=_INLINE)
+    if count is not None and count.size:
+        found = int(count.max())
+        if found > MAX_TRIPS:
+            raise UnsafeInputError(
+                f"the loop {_name(node.name)} has {found:,} trips; the limit is {MAX_TRIPS:,}"
+            )
+        return max(1, found)
+    unknown = len(node.input) > 1 and bool(node.input[1]) and condition is None
+    if not (node.input and node.input[0]) and not unknown and (condition is None or bool(condition.all())):
+        raise UnsafeInputError(f"the loop {_name(node.name)} has no count, and may never end")
+    return 1
+
+
+def _makes(node: NodeProto, constants: Mapping[str, Array | None]) -> None:
+    """Refuse operators whose constant settings ask for more than any machine holds."""
+    if node.domain not in _STANDARD:
+        return
+    sizes: list[int] = []
+    if node.op_type in {"ConstantOfShape", "Expand", "Tile"}:
+        shape = constants.get(node.input[-1]) if node.input else None
+        if shape is not None:
+            sizes = [abs(int(d)) for d in shape.ravel()]
+    elif node.op_type == "Range":
+        ends = [constants.get(name) for name in node.input]
+        if len(ends) == 3 and all(e is not None and e.size for e in ends):
+            start, limit, step = (int(e.ravel()[0]) for e in ends if e is not None)
+            sizes = [abs(limit - start) // max(1, abs(step))]
+    elif node.op_type in {"RandomNormal", "RandomUniform"}:
+        sizes = [abs(d) for a in node.attribute if a.name == "shape" for d in a.ints]
+    made = 8
+    for size in sizes:
+        made *= size
+        if made > MAX_TENSOR_BYTES:
+            _made(node, made)
 
 
 def _made(node: NodeProto, size: int) -> None:
-    if size > MAX_TENSOR_BYTES:
-        raise UnsafeInputError(
-            f"{node.op_type} {_name(node.name)} makes about {size:,} bytes; the limit is {MAX_TENSOR_BYTES:,}"
-        )
-
-
-def _constant(constants: Mapping[str, TensorProto], name: str) -> Array | None:
-    tensor = constants.get(name)
-    if tensor is None or location_of(tensor) or tensor.data_type == TensorProto.STRING:
-        return None
-    return numpy_helper.to_array(tensor)
+    raise UnsafeInputError(
+        f"{node.op_type} {_name(node.name)} makes at least {size:,} bytes; the limit is {MAX_TENSOR_BYTES:,}"
+    )
 
 
 def _declared_sizes(model: ModelProto) -> None:
@@ -282,30 +374,18 @@ def _declared_sizes(model: ModelProto) -> None:
         found = shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # what cannot be inferred is not known
         found = model
-    graph = found.graph
-    for value in (*graph.input, *graph.value_info, *graph.output):
+    graphs = [found.graph, *(g for node in _below(found.graph.node) for g in _graphs(node))]
+    for value in (v for graph in graphs for v in (*graph.input, *graph.value_info, *graph.output)):
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
             continue
         dims = [d.dim_value if d.HasField("dim_value") else 1 for d in kind.shape.dim]
-        if any(d < 0 for d in dims):
-            raise UnsafeInputError(f"{_name(value.name)} has a negative size: {dims}")
-        size = math.prod(dims) * max(1, _BITS.get(kind.elem_type, 32) // 8)
-        if size > MAX_TENSOR_BYTES:
-            raise UnsafeInputError(
-                f"{_name(value.name)} takes {size:,} bytes (shape {dims}); the limit is {MAX_TENSOR_BYTES:,}"
-            )
+        _count(value.name, dims, _BITS.get(kind.elem_type, 32))
 
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:
     """Every node: of the graph, its subgraphs and functions."""
-    waiting = [*model.graph.node, *(n for f in model.functions for n in f.node)]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                waiting.extend(graph.node)
+    yield from _below([*model.graph.node, *(n for f in model.functions for n in f.node)])
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
@@ -321,7 +401,7 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
         for graph in graphs:
             yield from graph.initializer
             for sparse in graph.sparse_initializer:
-                _count(sparse.values.name, sparse.dims)
+                _count(sparse.values.name, sparse.dims, 64, MAX_SPARSE_BYTES)
                 yield from (sparse.values, sparse.indices)
             nodes.extend(graph.node)
         attributes.extend(a for node in nodes for a in node.attribute)
@@ -334,7 +414,7 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
                 *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
                 *attribute.sparse_tensors,
             ):
-                _count(sparse.values.name, sparse.dims)
+                _count(sparse.values.name, sparse.dims, 64, MAX_SPARSE_BYTES)
                 yield from (sparse.values, sparse.indices)
             graphs.extend((*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs))
         attributes = []

@@ -20,6 +20,7 @@ _QUANTIZE: Final = "QuantizeLinear"
 _DEQUANTIZE: Final = "DequantizeLinear"
 # What each rule says, for reports and for SARIF.
 RULES: Final[Mapping[str, str]] = {
+    "unsafe-input": "The file asks for what no model needs, or is no model; no runtime was given it",
     "scale-not-positive": "A quantization scale is zero, negative, NaN or infinite",
     "quantize-without-dequantize": "A quantized tensor is never brought back to its scale",
     "quantized-twice": "A tensor is quantized, brought back and quantized again with another scale",

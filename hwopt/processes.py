@@ -1,8 +1,8 @@
 """Processes that work for this one: a line of JSON each way, limits, and why one died.
 
 Whatever may crash, hang or eat memory (runtimes, converters, training, the user's modules) runs in a child; here
-stands the one way to start it, ask it and end it. The child is the leader of a session of its own, so that it can be
-ended with all that it started.
+stands the one way to start it, ask it and end it. The child leads a session of its own, so that it is ended with what
+it forked; children of a child notice by the end of their input that they are alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ Say = Callable[[str], None]
 
 LAST_WORDS: Final = 400
 _GOODBYE_SECONDS: Final = 4.0  # from a polite request to end until the kill
+_LOOK_SECONDS: Final = 0.5  # between two looks whether it is alive
 _STACK_SECONDS: Final = 0.5  # for a hanging child to write its stack
 _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY", re.IGNORECASE)
 _MEMORY: Final = re.compile(
@@ -105,7 +106,7 @@ class Child:
         return self._process.poll() is None
 
     def _listen(self) -> None:
-        with contextlib.suppress(ValueError):  # closed while it was read
+        with contextlib.suppress(ValueError, OSError):  # closed while it was read
             for line in self._process.stdout or ():
                 self._answers.put(line)
         self._answers.put(None)
@@ -117,19 +118,26 @@ class Child:
             more_seconds: that the question is known to take, beside what the limits allow.
             say: gets the lines of progress.
         Raises:
-            HwoptError: what the child raised; StageFailedError where it crashed or hung, ResourceLimitError where it
-                ran out of memory.
+            HwoptError: what the child raised; StageFailedError where it crashed or hung, OutOfMemoryError where it ran
+                out of memory.
         """
         with contextlib.suppress(BrokenPipeError, ValueError):  # a dead process is told of below
             if self._process.stdin is not None:
                 self._process.stdin.write(json.dumps({"op": op, **values}) + "\n")
                 self._process.stdin.flush()
         allowed = None if self.limits.seconds is None else self.limits.seconds + more_seconds
-        end = None if allowed is None else time.monotonic() + allowed
+        end = float("inf") if allowed is None else time.monotonic() + allowed
+        dead = False
         while True:
             try:
-                line = self._answers.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
+                # In slices: what the child forked may hold its answers open after its death.
+                line = self._answers.get(timeout=max(0.0, min(_LOOK_SECONDS, end - time.monotonic())))
             except queue.Empty:
+                if dead:
+                    raise self._death(op, values) from None
+                dead = not self.alive  # one more look, at what it said before
+                if dead or time.monotonic() < end:
+                    continue
                 stack = self._stop_hanging()
                 raise StageFailedError(
                     f"{self._what} did not answer for {allowed:.0f} s while asked to {op} {_of(values)}, and was "
@@ -155,16 +163,19 @@ class Child:
             os.kill(self._process.pid, signal.SIGUSR1)
         time.sleep(_STACK_SECONDS)
         self.kill()
-        frames = [
-            w.strip() for w in self._said()[len(before) :].splitlines() if w.strip().startswith("File ")
-        ]
-        return "; it hung at " + " < ".join(frames[:3]) if frames else ""
+        # "Current thread" is the one that works; the reader of questions stands there too.
+        stack = self._said()[len(before) :].partition("Current thread")[2]
+        frames = re.findall(r'File "(?:.*/)?([^"/]+)", line (\d+) in (\S+)', stack)
+        return (
+            "; it hung in " + " < ".join(f"{f} ({file}:{n})" for file, n, f in frames[:3]) if frames else ""
+        )
 
     def _said(self) -> str:
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace").strip()
 
     def _death(self, op: str, values: Mapping[str, Any]) -> HwoptError:
+        self.kill()  # what it started, and itself where it only closed its mouth
         code = self._process.wait()
         words = self._said()
         name = _signal_name(code) if code < 0 else f"exit code {code}"
@@ -177,12 +188,13 @@ class Child:
         return StageFailedError(text, fix="try another runtime, or another version of this one")
 
     def end(self) -> None:
-        """Ask it to end, and kill it where it does not."""
+        """Ask it to end, and kill it where it does not within a few seconds."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=_GOODBYE_SECONDS)
+            self.kill()
         self.close()
 
     def kill(self) -> None:
@@ -199,8 +211,8 @@ class Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_GOODBYE_SECONDS)
         self.kill()
-        self._listener.join()
-        if self._process.stdout is not None:
+        self._listener.join(timeout=_LOOK_SECONDS)
+        if self._process.stdout is not None and not self._listener.is_alive():
             self._process.stdout.close()
         self._stderr.close()
 
@@ -259,9 +271,8 @@ def serve(operations: Callable[[], object], limits: Mapping[str, Any]) -> None:
             print(json.dumps(message), file=answers, flush=True)
 
     questions: queue.Queue[str | None] = queue.Queue()
-    idle = threading.Event()
-    idle.set()
-    threading.Thread(target=_read, args=(questions, idle), daemon=True).start()
+    busy = threading.Lock()
+    threading.Thread(target=_read, args=(questions, busy), daemon=True).start()
     worker = operations()
     while True:
         # A wait with an end: a signal is then heeded on every platform.
@@ -273,12 +284,11 @@ def serve(operations: Callable[[], object], limits: Mapping[str, Any]) -> None:
             return
         if line is None:
             return
-        idle.clear()
         try:
-            tell(_answer(worker, json.loads(line), lambda text: tell({"say": text})))
+            with busy:
+                tell(_answer(worker, json.loads(line), lambda text: tell({"say": text})))
         except (KeyboardInterrupt, BrokenPipeError):
             return
-        idle.set()
 
 
 def _answer(worker: object, asked: Answer, say: Say) -> Answer:
@@ -307,13 +317,13 @@ def explained(error: Exception) -> HwoptError:
     return StageFailedError(f"{type(error).__name__}: {text}")
 
 
-def _read(questions: queue.Queue[str | None], idle: threading.Event) -> None:
-    """Questions to the queue; when the other end is gone in the middle of one, nobody wants the answer."""
+def _read(questions: queue.Queue[str | None], busy: threading.Lock) -> None:
+    """Questions to the queue; when the other end is gone while one waits or is answered, nobody wants the answer."""
     for line in sys.stdin:
         questions.put(line)
-    questions.put(None)
-    if not idle.is_set():
+    if not questions.empty() or busy.locked():
         os.killpg(os.getpgrp(), signal.SIGKILL)
+    questions.put(None)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -22,6 +22,7 @@ from hwopt.store.store import Store
 
 MANIFEST: Final = "manifest.json"
 _MOST_BYTES: Final = 1 << 20  # of a manifest or contract
+_MOST_RECORD: Final = 1 << 28
 
 
 def bundle(
@@ -163,6 +164,18 @@ def _proven(folder: Path, where: str) -> dict[str, Any]:
     ]
     if problems:
         raise UnsafeInputError("; ".join(problems), where=where, fix="write the bundle again: hwopt bundle")
+    record = _json(folder / "record.json", where, most=_MOST_RECORD)
+    said = {
+        (r.get("candidate"), r.get("target")): r for r in record.get("results", []) if isinstance(r, dict)
+    }
+    row = said.get((manifest.get("candidate"), manifest.get("target")))
+    header = (manifest.get("run"), manifest.get("name")) == (record.get("run"), record.get("name"))
+    words = ((record.get("readiness") or {}).get("targets") or {}).get(manifest.get("target"))
+    if row is None or not header or manifest.get("readiness") != words:
+        raise UnsafeInputError(f"{MANIFEST} says other things than the record", where=where)
+    wanted = row["details"]["evaluation"]["model_digest"]
+    if files["model.onnx"]["digest"] != wanted:
+        raise UnsafeInputError("the model is not the one that the record evaluated", where=where)
     model = folder / "model.onnx"
     try:
         check_model(model)
@@ -176,9 +189,9 @@ def _proven(folder: Path, where: str) -> dict[str, Any]:
     return manifest
 
 
-def _json(path: Path, where: str) -> dict[str, Any]:
+def _json(path: Path, where: str, most: int = _MOST_BYTES) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if path.stat().st_size > most:
             raise UnsafeInputError(f"{path.name} is too large", where=where)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hwopt.api.versus import Version, against, comparable, find
+from hwopt.api.versus import Version, against, comparable, find, known_candidate
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.errors import ConfigError
+from hwopt.plugins import did_you_mean
 from hwopt.store.store import Store
 
 _METRICS = {"latency_ms", "accuracy", "accuracy_drop", "file_bytes", "macs", "parameters"}
@@ -43,7 +44,12 @@ def compare_runs(
         names.append(candidate or None)
     base, new = records
     comparable(new, base, across_versions=across_versions)
-    targets = [t for t in base["choice"] if t in new["choice"] and target in {None, t}]
+    for record, name in zip(records, names, strict=True):
+        known_candidate(record, name)
+    targets = [t for t in base["choice"] if t in new["choice"]]
+    if target is not None and target not in targets:
+        raise ConfigError(f"the two have no target {target!r} in common", fix=did_you_mean(target, targets))
+    targets = [t for t in targets if target in {None, t}]
     found: list[dict[str, Any]] = []
     for one in targets:
         old, mine = _version(base, one, names[0]), _version(new, one, names[1])
@@ -56,7 +62,7 @@ def compare_runs(
                 "first": str(old),
                 "second": str(mine),
                 "ratios": {m: {"low": low, "high": high} for m, (low, high) in sorted(beside.ratios.items())},
-                "missing": dict(beside.missing),
+                "missing": {**beside.missing, **beside.undecided},
             }
         )
     if not found:

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from hwopt.api.versus import against, comparable, find
+from hwopt.api.versus import against, comparable, find, known_candidate
 from hwopt.config.policy import read_policy
 from hwopt.core.canonical import JSON, digest_of
 from hwopt.core.measurement import Verdict
@@ -15,7 +15,9 @@ from hwopt.core.policy import Policy
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.engine.gate import Against, check, verdict_of
+from hwopt.engine.pipeline import rollback_state
 from hwopt.errors import ConfigError
+from hwopt.report.readiness import assess
 from hwopt.store.store import Store
 
 _WORDS = {"READY": Verdict.PASS, "NOT READY": Verdict.FAIL, "UNDECIDED": Verdict.INCONCLUSIVE}
@@ -52,9 +54,12 @@ def gate(
     record = place.record(run)
     day = today or datetime.now(UTC).date()
     beside, said = _beside(place, rules, record, baseline, across_versions, progress)
-    readiness = record.get("readiness") or {"targets": {}}
+    # As of today: an expiry date, the run to roll back to and known weaknesses change while a record does not.
+    release = record.get("release") or {}
+    now = {**record, "release": {**release, "rollback_state": rollback_state(place, release.get("rollback"))}}
+    readiness: Any = assess({**now, "started": day.isoformat()})
     ready = {
-        target: (_WORDS[one["verdict"]], one["why"])
+        target: (_WORDS[one["verdict"]], one["why"], one["candidate"])
         for target, one in readiness["targets"].items()
         if one["verdict"] in _WORDS
     }
@@ -75,17 +80,17 @@ def _beside(
     place: Store, rules: Policy, record: Mapping[str, Any], baseline: str | None, across: bool, say: Progress
 ) -> tuple[dict[tuple[str, str], Against], JSON]:
     relative = [rule for rule in rules.rules if rule.of is not None]
-    if baseline is None:
-        if relative:
-            raise ConfigError(
-                f"the rule {relative[0].title!r} is held against a baseline, and none is given",
-                fix="give --baseline RUN, for example a tag: hwopt runs tag RUN released",
-            )
+    if not relative:
         return {}, None
+    if baseline is None:
+        raise ConfigError(
+            f"the rule {relative[0].title!r} is held against a baseline, and none is given",
+            fix="give --baseline RUN, for example a tag: hwopt runs tag RUN released",
+        )
     name, _, candidate = baseline.partition(":")
     old = place.record(name)
-    if relative:
-        comparable(record, old, across_versions=across)
+    comparable(record, old, across_versions=across)
+    known_candidate(old, candidate)
     found: dict[tuple[str, str], Against] = {}
     for rule in relative:
         targets = (

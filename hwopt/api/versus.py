@@ -14,8 +14,9 @@ import numpy as np
 from hwopt.api.bench import benchmark
 from hwopt.core.stage import Progress
 from hwopt.engine.gate import Against
-from hwopt.errors import ConfigError, HwoptError
+from hwopt.errors import ConfigError, EngineMissingError, HwoptError, StageFailedError
 from hwopt.numerics.intervals import paired_drop_interval
+from hwopt.plugins import did_you_mean
 from hwopt.store.store import Store
 
 _COUNTED = ("file_bytes", "macs", "parameters")
@@ -33,7 +34,8 @@ class Version:
 
     def output(self, place: Store, stage: str, port: str) -> Path | None:
         """The file that its step of ``stage`` gave, if it is whole; of several runtimes the one that counts."""
-        keys = set(self.row["details"]["steps"])
+        details = self.row["details"]
+        keys = set(details.get("counted") or details["steps"])
         digests = [
             s["outputs"][port]["digest"]
             for s in self.record["steps"]
@@ -50,6 +52,13 @@ def find(record: Mapping[str, Any], target: str, candidate: str | None) -> Versi
     rows = (r for r in record["results"] if r["target"] == target and r["candidate"] == candidate)
     row = next(rows, None)
     return None if row is None else Version(record, row)
+
+
+def known_candidate(record: Mapping[str, Any], name: str | None) -> None:
+    """ConfigError with a hint where a record has no version of that name; None is the one to ship."""
+    known = {r["candidate"] for r in record["results"]}
+    if name and name not in known:
+        raise ConfigError(f"{record['run']} has no version {name!r}", fix=did_you_mean(name, known))
 
 
 def comparable(mine: Mapping[str, Any], base: Mapping[str, Any], *, across_versions: bool) -> None:
@@ -73,6 +82,7 @@ def against(place: Store, mine: Version, base: Version, wanted: set[str], say: P
     """Ratios of ``mine`` to ``base``, each with both ends of its interval; of accuracy_drop, the drop."""
     ratios: dict[str, tuple[float, float]] = {}
     missing: dict[str, str] = {}
+    undecided: dict[str, str] = {}
     for metric in sorted(wanted & set(_COUNTED)):
         ours, theirs = mine.row[metric], base.row[metric]
         if ours is None or not theirs:
@@ -84,9 +94,13 @@ def against(place: Store, mine: Version, base: Version, wanted: set[str], say: P
     if "latency_ms" in wanted:
         try:
             ratios["latency_ms"] = _latency(place, mine, base, say)
+        except EngineMissingError:
+            raise
+        except StageFailedError as error:
+            undecided["latency_ms"] = error.problems[0].problem
         except HwoptError as error:
             missing["latency_ms"] = error.problems[0].problem
-    return Against(baseline=str(base), ratios=ratios, missing=missing)
+    return Against(baseline=str(base), ratios=ratios, missing=missing, undecided=undecided)
 
 
 def _accuracies(
@@ -121,10 +135,16 @@ def _accuracies(
 
 def _latency(place: Store, mine: Version, base: Version, say: Progress) -> tuple[float, float]:
     """Time over the base's, by interleaved pairs measured now."""
-    recipe = mine.row["details"].get("benchmark")
+    recipe, other = (one.row["details"].get("benchmark") for one in (mine, base))
     paths = [one.output(place, "export", "model") for one in (base, mine)]
-    if recipe is None or None in paths:
+    if recipe is None or other is None or None in paths:
         raise ConfigError("it was not measured, or its file is not in the store")
+    for name in ("runtime", "recipe", "batch", "rate_hz"):
+        if recipe[name] != other[name]:
+            raise StageFailedError(
+                f"the two are deployed differently ({name}: {recipe[name]} against {other[name]}), so that a ratio of "
+                "their files says nothing; running the baseline's profile with the same settings would settle it"
+            )
     if paths[0] == paths[1]:
         return 1.0, 1.0  # one file
     say(f"{mine} against {base} on {mine.row['target']}")
@@ -140,9 +160,10 @@ def _latency(place: Store, mine: Version, base: Version, say: Progress) -> tuple
             batch=recipe["batch"],
             spinning=recipe["recipe"]["spinning"],
             progress=say,
+            **({} if recipe["rate_hz"] is None else {"scenario": "paced", "rate_hz": recipe["rate_hz"]}),
         )
     (row,) = (r for r in found["results"] if r["model"] == str(files[1]))
     speed = row["speedup"]
     if not speed or not speed["low"] or not speed["high"]:
-        raise ConfigError("too few timed pairs for an interval")
+        raise StageFailedError("too few timed pairs for an interval; a quieter machine would settle it")
     return 1 / speed["high"], 1 / speed["low"]

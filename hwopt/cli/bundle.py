@@ -52,6 +52,6 @@ def _say(manifest: dict[str, Any], text: str, *, as_json: bool) -> None:
         return
     click.echo(text)
     click.echo(f"    {manifest['candidate']} on {manifest['target']}, run {manifest['run']}")
-    readiness = manifest["readiness"]
+    readiness = manifest.get("readiness")
     if readiness and readiness["verdict"] != "READY" and readiness["candidate"] == manifest["candidate"]:
         click.echo(f"    {readiness['verdict']}: {readiness['why']}")

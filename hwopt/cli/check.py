@@ -10,6 +10,7 @@ import click
 import hwopt
 from hwopt.cli.console import json_option, print_json
 from hwopt.core.canonical import pretty_json
+from hwopt.errors import UnsafeInputError
 from hwopt.plugins import load_reference
 from hwopt.report.rows import size
 from hwopt.report.sarif import sarif
@@ -34,17 +35,26 @@ def check(model: Path, target: str | None, batch: int, sarif_file: Path | None, 
 
     GPUs need not be here: their compiler builds an engine without one (tier compiled, no latency).
     """
-    found = hwopt.check(model, target=target, batch=batch)
-    if sarif_file is not None:
-        rules = load_reference("hwopt.model_lint:RULES")
-        log = sarif([(_relative(model), one) for one in found["findings"]], rules, hwopt.__version__)
-        write_text(sarif_file, pretty_json(log))
+    try:
+        found = hwopt.check(model, target=target, batch=batch)
+    except UnsafeInputError as error:
+        refused = {"rule": "unsafe-input", "level": "error", "text": error.problems[0].problem, "node": ""}
+        _write_sarif(sarif_file, model, [refused])
+        raise
+    _write_sarif(sarif_file, model, found["findings"])
     if as_json:
         print_json(found)
     else:
         _say(found)
     broken = any(one["level"] == "error" for one in found["findings"])
     return REFUSED if found["accepted"] is False or broken else 0
+
+
+def _write_sarif(file: Path | None, model: Path, findings: list[dict[str, Any]]) -> None:
+    if file is not None:
+        rules = load_reference("hwopt.model_lint:RULES")
+        log = sarif([(_relative(model), one) for one in findings], rules, hwopt.__version__)
+        write_text(file, pretty_json(log))
 
 
 def _relative(path: Path) -> str:

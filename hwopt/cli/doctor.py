@@ -65,6 +65,7 @@ def doctor(as_json: bool) -> int:
                 "preflight": looked.to_json(),
                 "host_profile": device.name if device else None,
                 "backends": list[JSON](backends),
+                "extras": {name: find_spec(package) is not None for name, package, _, _ in _EXTRAS},
                 "tools": {command: shutil.which(command) is not None for command, _, _ in _TOOLS},
                 "libraries": facts["libraries"],
                 "weaknesses": [

@@ -10,7 +10,7 @@ import hwopt
 from hwopt.cli.console import VERDICT_CODES, json_option, print_json, progress, quiet_option, store_option
 from hwopt.core.canonical import pretty_json
 from hwopt.report.gate import junit, lines, summary
-from hwopt.store.atomic import write_text
+from hwopt.store.atomic import append_text, write_text
 from hwopt.store.store import Store
 
 
@@ -58,8 +58,7 @@ def gate(
     if junit_file is not None:
         write_text(junit_file, junit(found))
     if summary_file is not None:
-        before = summary_file.read_text(encoding="utf-8") if summary_file.is_file() else ""
-        write_text(summary_file, before + summary(found))
+        append_text(summary_file, summary(found))
     if as_json:
         print_json(found)
     else:

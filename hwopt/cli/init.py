@@ -16,7 +16,7 @@ from hwopt.store.atomic import write_text
 
 _PROFILE: Final = """\
 # yaml-language-server: $schema=profile.schema.json   (hwopt schema > profile.schema.json)
-name: {name}
+name: "{name}"
 data: {data}
 model: {model}
 {train}candidates:                      # each a chain of steps; [] is the float model
@@ -57,9 +57,9 @@ rules:
 """
 _MAKEFILE: Final = """\
 run:                            ## train, compress, measure; finished steps are not done again
-\thwopt pipeline run profile.yaml
+\thwopt pipeline run profile.yaml --verdict-ok
 
-gate: run                       ## exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE
+gate: run                       ## stops where the policy does not hold; the verdict is in gate.xml and summary.md
 \thwopt gate latest --policy gate.yaml --junit gate.xml --summary summary.md
 
 .PHONY: run gate
@@ -78,7 +78,7 @@ jobs:
       - run: pip install hwopt
       - uses: actions/cache@v4
         with: {path: .hwopt, key: "hwopt-${{ github.sha }}", restore-keys: hwopt-}
-      - run: hwopt pipeline run profile.yaml
+      - run: hwopt pipeline run profile.yaml --verdict-ok
       - run: hwopt gate latest --policy gate.yaml --junit gate.xml --summary "$GITHUB_STEP_SUMMARY"
       - if: always()
         uses: actions/upload-artifact@v4
@@ -90,7 +90,7 @@ model:
   cache: {key: hwopt, paths: [.hwopt]}
   script:
     - pip install hwopt
-    - hwopt pipeline run profile.yaml
+    - hwopt pipeline run profile.yaml --verdict-ok
     - hwopt gate latest --policy gate.yaml --junit gate.xml --summary summary.md
   artifacts:
     when: always
@@ -145,9 +145,14 @@ def init(
         raise ConfigError(
             f"{', '.join(there)} is there already", where=str(folder), fix="move it away, or give --force"
         )
+    trial = folder / ".profile-on-trial.yaml"  # beside the real one, so that paths mean the same
+    write_text(trial, files["profile.yaml"])
+    try:
+        load(trial)
+    finally:
+        trial.unlink()
     for path, text in files.items():
         write_text(folder / path, text)
-    load(folder / "profile.yaml")  # what is written can be read, or the error says what to mend
     if as_json:
         print_json({"schema_version": 1, "written": list[JSON](str(folder / path) for path in files)})
         return
@@ -168,4 +173,4 @@ def _choice(given: str, folder: Path, suffix: str, key: str) -> str:
         return f"{{name: npz, path: '{text}'}}" if suffix == ".npz" else f"{{{key}: '{text}'}}"
     if ":" in given:
         return f'{{factory: "{given}"}}'
-    return f"{{name: {given}}}"
+    return f'{{name: "{given}"}}'

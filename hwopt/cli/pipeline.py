@@ -74,6 +74,7 @@ def pipeline() -> None:
     help="Wait for another run in the same store.",
 )
 @click.option("--inconclusive-ok", is_flag=True, help="Exit 0, not 3, when the verdict is INCONCLUSIVE.")
+@click.option("--verdict-ok", is_flag=True, help="Exit 0 whatever the verdict: a gate that follows decides.")
 def run(
     profile: Path,
     overrides: tuple[str, ...],
@@ -85,6 +86,7 @@ def run(
     no_isolation: bool,
     lock_timeout: float,
     inconclusive_ok: bool,
+    verdict_ok: bool,
     **wishes: Any,
 ) -> int:
     """Train, compress, export, measure, record and report. Finished steps are not done again."""
@@ -110,17 +112,17 @@ def run(
         click.echo(f"\n{sentence(record)}")
         click.echo(f"{record['readiness']['verdict']}: {record['readiness']['why']}")
         click.echo(f"report:  {place.run_folder(run_id) / 'report.html'}")
-    return _exit_code(record, inconclusive_ok)
+    return _exit_code(record, inconclusive_ok, verdict_ok)
 
 
-def _exit_code(record: dict[str, Any], inconclusive_ok: bool) -> int:
+def _exit_code(record: dict[str, Any], inconclusive_ok: bool, verdict_ok: bool) -> int:
     """A failed step is never hidden behind another version's PASS."""
     if any(r["status"] == "failed" for r in record["results"]):
         return STAGE_FAILED
     if record["status"] == "budget":
         click.echo("the time budget was over; the same command goes on from here", err=True)
         return OUT_OF_TIME
-    if record["status"] == "until":
+    if record["status"] == "until" or verdict_ok:
         return 0  # what was asked for is done, and nothing was to be judged
     if record["verdict"] == "INCONCLUSIVE" and inconclusive_ok:
         click.echo("warning: the verdict is INCONCLUSIVE; exit code 0 was asked for", err=True)

@@ -12,6 +12,7 @@ import click
 
 from hwopt.cli.console import json_option, print_json, store_option
 from hwopt.core.canonical import JSON
+from hwopt.errors import ConfigError
 from hwopt.report.rows import cells
 from hwopt.report.text import terminal
 from hwopt.store.care import audit, remove, waste
@@ -24,6 +25,14 @@ NOT_WHOLE: Final = 1
 @click.group()
 def runs() -> None:
     """List, show, compare, tag, verify and clear recorded runs."""
+
+
+def _there(store: Path) -> Store:
+    if not store.is_dir():
+        raise ConfigError(
+            "there is no store", where=str(store), fix="name the folder that runs were recorded in: --store"
+        )
+    return Store(store)
 
 
 @runs.command("list")
@@ -154,7 +163,7 @@ def tag(run: str, name: str, store: Path, as_json: bool) -> None:
 @json_option
 def verify(run: str | None, store: Path, as_json: bool) -> int:
     """Hold every file of RUN, or of all runs, against its digest; exit 1 if something is lost."""
-    found = audit(Store(store), run)
+    found = audit(_there(store), run)
     if as_json:
         document: dict[str, Any] = {"schema_version": 1, "whole": found.whole, **asdict(found)}
         print_json({k: list(v) if isinstance(v, tuple) else v for k, v in document.items()})
@@ -182,7 +191,7 @@ def verify(run: str | None, store: Path, as_json: bool) -> int:
 @json_option
 def gc(keep: int | None, older_than: float | None, yes: bool, store: Path, as_json: bool) -> None:
     """Remove runs, and files that no run needs."""
-    place = Store(store)
+    place = _there(store)
     with place.locked(0):
         found = waste(place, keep=keep, older_than_days=older_than, now=datetime.now(UTC))
         if yes:

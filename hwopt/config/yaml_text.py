@@ -103,8 +103,20 @@ def parse_scalar(text: str) -> JSON:
 
 
 def _refuse_tags(text: str, path: Path) -> None:
-    """Any explicit tag, wherever it stands; aliases carry none."""
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    """Any explicit tag, wherever it stands, and what is too deep or too long, before anything is built of it.
+
+    Event by event: the time that PyYAML takes for a nested text grows with the square of its depth.
+    """
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or count > 2 * MAX_NODES:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            deep = depth > MAX_DEPTH
+            problem = f"nested deeper than {MAX_DEPTH} levels" if deep else f"more than {MAX_NODES:,} values"
+            raise ConfigError(
+                problem, where=f"{path}:{line}", fix="a profile needs no such thing: write it anew"
+            )
         tag = getattr(event, "tag", None)
         if tag is not None:
             line = event.start_mark.line + 1 if event.start_mark else 1

@@ -7,7 +7,7 @@ Nothing found for a library means that nothing is listed here, and no more.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ class Advisory:
     """One weakness."""
 
     library: str
-    fixed: str  # the first version without it
+    fixed: str  # the first version without it; of each branch, where several were mended
     name: str
     what: str
     source: str
@@ -48,7 +48,11 @@ ADVISORIES: Final = (
     ),
     Advisory("pyyaml", "5.4", "CVE-2020-14343", "code run by the full loader", "PYSEC-2021-142"),
     Advisory(
-        "protobuf", "4.25.8", "CVE-2025-4565", "endless recursion in pure Python", "GHSA-8qvm-5x2c-j2w7"
+        "protobuf",
+        "4.25.8, 5.29.5, 6.31.1",
+        "CVE-2025-4565",
+        "endless recursion in pure Python",
+        "GHSA-8qvm-5x2c-j2w7",
     ),
     Advisory("pillow", "12.1.1", "CVE-2026-25990", "write out of bounds in PSD files", "CVE record"),
     Advisory("pillow", "12.2.0", "CVE-2026-40192", "FITS files that unpack without end", "PYSEC-2026-2250"),
@@ -63,10 +67,22 @@ ADVISORIES: Final = (
 
 def open_in(libraries: Mapping[str, str | None]) -> list[Advisory]:
     """The listed weaknesses of installed versions."""
-    return [a for a in ADVISORIES if (v := libraries.get(a.library)) and _parts(v) < _parts(a.fixed)]
+    return [
+        a
+        for a in ADVISORIES
+        if (v := libraries.get(a.library)) and not _mended(_parts(v), a.fixed.split(", "))
+    ]
+
+
+def _mended(version: tuple[int, ...], fixed: Sequence[str]) -> bool:
+    branches = [_parts(one) for one in fixed]
+    own = [branch for branch in branches if len(branches) > 1 and branch[0] == version[0]]
+    return version >= (own[0] if own else branches[-1])
 
 
 def _parts(version: str) -> tuple[int, ...]:
-    """Numbers of a version up to the first word; ``2.13.0+cpu`` is (2, 13, 0)."""
-    numbers = [int(n) for n in re.findall(r"\d+", version.partition("+")[0])[:4]]
-    return tuple(numbers + [0] * (4 - len(numbers)))
+    """Numbers of a version, and -1 behind those of one before its release: ``2.13.0+cpu``, ``2.10.0rc1``."""
+    numbers, rest = re.fullmatch(r"([\d.]*)(.*)", version.partition("+")[0]).groups()  # type: ignore[union-attr]
+    found = [int(n) for n in numbers.split(".") if n][:4]
+    found += [0] * (4 - len(found))
+    return (*found, -1 if re.match(r"[._-]?(a|b|c|rc|dev|alpha|beta|pre)", rest) else 0)

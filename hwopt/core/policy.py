@@ -29,6 +29,8 @@ PolicyMetric = Literal[
 ]
 # What can be held against a baseline: it is measured anew, or does not depend on the day.
 RELATIVE: Final = ("latency_ms", "accuracy", "accuracy_drop", "file_bytes", "macs", "parameters")
+# What is a statistic of samples or calls.
+SAMPLED: Final = ("accuracy", "accuracy_drop", "f1", "agreement", "latency_ms", "p99_ms", "speedup")
 UNBOUNDED: Final = ("fits", "ready")  # they hold or they do not
 # What has the tier of the row; the rest is counted or measured wherever the row is.
 TIERED: Final = ("latency_ms", "p99_ms", "speedup", "fits", "memory_mb", "load_ms")
@@ -55,6 +57,10 @@ class Rule(Settings):
                 raise ValueError(f"`{self.metric}` takes no bound")
         elif (self.min is None) == (self.max is None):
             raise ValueError("give exactly one of min and max")
+        if self.tier is Tier.PREDICTED:
+            raise ValueError("a prediction never passes; write estimated, compiled or measured")
+        if self.min_samples is not None and (self.of is not None or self.metric not in SAMPLED):
+            raise ValueError(f"min_samples belongs to {', '.join(SAMPLED)}, and not to ratios")
         if self.of is not None and self.metric not in RELATIVE:
             raise ValueError(
                 f"`{self.metric}` cannot be held against a baseline; these can: {', '.join(RELATIVE)}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from hwopt.archives import check_zip
+from hwopt.archives import UNREADABLE, check_zip
 from hwopt.core.choices import DataSource
 from hwopt.core.dataset import Dataset
 from hwopt.core.settings import Settings
@@ -46,9 +46,7 @@ def read_arrays(path: Path, keys: Sequence[str] | None = None) -> dict[str, npt.
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, path, MAX_BYTES)
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files if keys is None or key in keys}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None
+            found = {key: archive[key] for key in archive.files if keys is None or key in keys}
     except ValueError as error:
         if "pickle" in str(error):
             raise UnsafeInputError(
@@ -57,6 +55,14 @@ def read_arrays(path: Path, keys: Sequence[str] | None = None) -> dict[str, npt.
                 fix="store plain numeric arrays: np.savez(path, x_train=…, …)",
             ) from None
         raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None
+    except (*UNREADABLE, OSError, SyntaxError, tokenize.TokenError) as error:
+        raise ConfigError(f"not a readable npz archive: {error}", where=str(path)) from None
+    other = [key for key, value in found.items() if not isinstance(value, np.ndarray)]
+    if other:
+        raise ConfigError(
+            f"{other[0]!r} in the archive is no array", where=str(path), fix="store arrays: np.savez"
+        )
+    return found
 
 
 SOURCE: Final = DataSource(

@@ -11,10 +11,12 @@ from typing import Any, Final
 from hwopt.core.canonical import JSON, finite_or_none
 from hwopt.core.measurement import Tier, Verdict
 from hwopt.core.policy import TIERED, Policy, Rule
-from hwopt.engine.judge import fits, interval_of, settles, too_few
+from hwopt.engine.judge import drift, fits, interval_of, settles, too_few
+from hwopt.numerics.intervals import wilson_interval
 
 _ORDER: Final = [Tier.MEASURED, Tier.COMPILED, Tier.ESTIMATED, Tier.PREDICTED]
 _ACCURACY: Final = {"accuracy", "accuracy_drop", "f1"}
+_ABSOLUTE_TIMES: Final = {"latency_ms", "p99_ms", "load_ms"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,7 @@ class Against:
     baseline: str
     ratios: Mapping[str, tuple[float, float]]
     missing: Mapping[str, str] = field(default_factory=dict)
+    undecided: Mapping[str, str] = field(default_factory=dict)  # why a comparison says nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +76,14 @@ def check(
     policy: Policy,
     record: Mapping[str, Any],
     against: Mapping[tuple[str, str], Against],
-    ready: Mapping[str, tuple[Verdict, str]],
+    ready: Mapping[str, tuple[Verdict, str, str]],
     today: date,
 ) -> list[Checked]:
     """Every rule on every version that it concerns.
 
     Args:
         against: by candidate and target, what was measured beside the baseline.
-        ready: by target, what the readiness report says of the version to ship.
+        ready: by target, what the readiness report says, and of which version.
     """
     found: list[Checked] = []
     for rule in policy.rules:
@@ -99,17 +102,16 @@ def check(
 def _concerned(
     rule: Rule, record: Mapping[str, Any]
 ) -> list[tuple[str | None, str | None, Mapping[str, Any] | None]]:
-    targets = (
-        [rule.target] if rule.target else [t for t, c in record["choice"].items() if c or rule.candidate]
-    )
-    if not targets:
-        return [(None, rule.candidate, None)]
+    targets = [rule.target] if rule.target else list(record["choice"])
     found: list[tuple[str | None, str | None, Mapping[str, Any] | None]] = []
     for target in targets:
         candidate = rule.candidate or record["choice"].get(target)
-        rows = [r for r in record["results"] if r["target"] == target and r["candidate"] == candidate]
-        if rule.target is None and rows and rows[0]["status"] == "unavailable":
+        there = [r for r in record["results"] if r["target"] == target]
+        if rule.target is None and there and all(r["status"] == "unavailable" for r in there):
             continue  # nothing was promised for this target by name
+        rows = [r for r in there if r["candidate"] == candidate]
+        if rule.target is None and rows and not rows[0]["details"].get("applicable", True):
+            continue  # such a version has no place on the device
         found.append((target, candidate, rows[0] if rows else None))
     return found or [(None, rule.candidate, None)]
 
@@ -123,7 +125,7 @@ def _nobody(rule: Rule, record: Mapping[str, Any], target: str | None) -> str:
 
 
 def _judged(
-    rule: Rule, row: Mapping[str, Any], against: Against | None, ready: Mapping[str, tuple[Verdict, str]]
+    rule: Rule, row: Mapping[str, Any], against: Against | None, ready: Mapping[str, tuple[Verdict, str, str]]
 ) -> Checked:
     def said(verdict: Verdict, reason: str, low: float | None = None, high: float | None = None) -> Checked:
         return Checked(
@@ -142,14 +144,21 @@ def _judged(
     if row["status"] != "ok":
         return said(Verdict.FAIL, f"no result: {row['reason']}")
     if rule.metric == "ready":
-        verdict, reason = ready.get(
-            row["target"], (Verdict.FAIL, "there is no readiness report of this target")
-        )
+        nothing = (Verdict.FAIL, "there is no readiness report of this target", row["candidate"])
+        verdict, reason, candidate = ready.get(row["target"], nothing)
+        if candidate != row["candidate"]:
+            return said(Verdict.FAIL, f"the readiness report is of {candidate}, not of this version")
         return said(verdict, reason)
     if rule.metric == "fits":
         one = fits("fits", row)
         return _with_tier(said(one.verdict, one.reason), rule)
     if rule.metric in _ACCURACY and (why := too_few(row)) is not None:
+        return said(Verdict.INCONCLUSIVE, why)
+    if rule.of is None and rule.metric in _ABSOLUTE_TIMES and (why := drift(row)) is not None:
+        return said(Verdict.INCONCLUSIVE, why)
+    speed = (row["speedup"] or {}) if rule.metric == "speedup" else {}
+    if speed.get("estimate") is not None and None in {speed["low"], speed["high"]}:
+        why = f"too few timed pairs for an interval; {settles('speedup')} would settle it"
         return said(Verdict.INCONCLUSIVE, why)
     count = samples_of(rule.metric, row)
     if rule.min_samples is not None and (count is None or count < rule.min_samples):
@@ -161,6 +170,8 @@ def _judged(
         interval, why = value_of(rule.metric, row), (row["details"].get("missing") or {}).get(rule.metric)
     elif against is None:
         interval, why = None, "it was not held against the baseline"
+    elif rule.metric in against.undecided:
+        return said(Verdict.INCONCLUSIVE, against.undecided[rule.metric])
     else:
         interval, why = against.ratios.get(rule.metric), against.missing.get(rule.metric)
     if interval is None or not all(math.isfinite(end) for end in interval):
@@ -217,8 +228,12 @@ def _waived(checked: Checked, policy: Policy, today: date) -> Checked:
 
 
 def tier_of(metric: str, row: Mapping[str, Any]) -> str | None:
-    """How a number of a row was obtained."""
-    return row["tier"] if metric in TIERED else Tier.MEASURED.value
+    """How a number of a row was obtained; accuracy on a device that only exists as a design is emulated."""
+    emulated = (row["details"].get("evaluation") or {}).get("emulation") is not None
+    if metric in TIERED or (emulated and metric in {*_ACCURACY, "agreement", "ready"}):
+        tier: str | None = row["tier"]
+        return tier
+    return Tier.MEASURED.value
 
 
 def samples_of(metric: str, row: Mapping[str, Any]) -> int | None:
@@ -238,7 +253,7 @@ def value_of(metric: str, row: Mapping[str, Any]) -> tuple[float, float] | None:
     benchmark = row["details"].get("benchmark") or {}
     if metric == "p99_ms":
         latency = row["latency_ms"] or {}
-        low, high = latency.get("p99"), latency.get("p99_bound")
+        low, high = latency.get("p90"), latency.get("p99_bound")  # surely below, and surely above
         return None if low is None or high is None else (float(low), float(high))
     if metric in {"memory_mb", "load_ms"}:
         value = (
@@ -247,4 +262,7 @@ def value_of(metric: str, row: Mapping[str, Any]) -> tuple[float, float] | None:
             else (benchmark.get("memory_mb") or {}).get("added")
         )
         return None if value is None else (float(value), float(value))
+    samples = samples_of(metric, row)
+    if metric == "agreement" and row["agreement"] is not None and samples:
+        return wilson_interval(round(row["agreement"] * samples), samples)
     return interval_of(metric, row)

@@ -61,9 +61,8 @@ def judge(requirement: Requirement, result: Result) -> Judged:
             requirement=name, verdict=Verdict.FAIL, reason=f"{requirement.metric} is missing: {reason}"
         )
     low, high = interval
-    drift = _drift(result) if requirement.metric == "latency_ms" else None
-    if drift is not None:
-        return Judged(requirement=name, verdict=Verdict.INCONCLUSIVE, reason=drift)
+    if requirement.metric == "latency_ms" and (why := drift(result)) is not None:
+        return Judged(requirement=name, verdict=Verdict.INCONCLUSIVE, reason=why)
     if requirement.max is not None:
         good, bad, bound = high <= requirement.max, low > requirement.max, requirement.max
     else:
@@ -98,7 +97,7 @@ def too_few(result: Result) -> str | None:
     return None
 
 
-def _drift(result: Result) -> str | None:
+def drift(result: Result) -> str | None:
     """Why absolute times of a row mean nothing: the machine is not as fast as when it was calibrated."""
     reference = result["details"].get("benchmark", {}).get("reference") or {}
     now, kept = reference.get("milliseconds"), reference.get("on_record_ms")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,7 +125,11 @@ def perform(task: Task, say: Progress, data: Callable[[], Dataset] | None = None
     spec: StageSpec = resolve("stage", task.stage)
     load = data or loader(task.data, task.data_where, task.root)
     book = task.workdir / LEDGER if task.keep is None else task.keep / LEDGER
-    with _alone(task.keep), opened(book, task.track, task.title, task.config, say) as ledger:
+    with (
+        _alone(task.keep),
+        foreign_code(None, str(task.workdir)),
+        opened(book, task.track, task.title, task.config, say) as ledger,
+    ):
         context = StageContext(
             workdir=task.workdir,
             seed=task.seed,
@@ -200,18 +205,27 @@ class Worker:
         self._threads, self._limits, self._secrets = threads, limits, secrets
         self.isolated = isolated
         self._child: Child | None = None
+        self._lock = threading.Lock()
+        self._stopped = False
 
     def step(self, task: Task, say: Progress) -> Done:
         """Run one stage; StageFailedError where the process died of it."""
         if not self.isolated:
             return perform(task, say)
-        if self._child is None or not self._child.alive:
-            self.close()
-            self._child = Child(
-                "hwopt.engine.perform", threads=self._threads, limits=self._limits, secrets=self._secrets,
-                what="the worker",
-            )  # fmt: skip
-        answer = self._child.ask("step", say=say, label=task.label, task=task.to_json())
+        with self._lock:
+            if self._stopped:
+                raise StageFailedError("the run was stopped")
+            if self._child is None or not self._child.alive:
+                self._close()
+                self._child = Child(
+                    "hwopt.engine.perform",
+                    threads=self._threads,
+                    limits=self._limits,
+                    secrets=self._secrets,
+                    what="the worker",
+                )
+            child = self._child
+        answer = child.ask("step", say=say, label=task.label, task=task.to_json())
         ledger = answer["ledger"]
         return Done(
             result=StageResult(
@@ -221,18 +235,25 @@ class Worker:
         )
 
     def stop(self) -> None:
-        """End a running step at once, from another thread."""
-        if self._child is not None and self._child.alive:
-            self._child.kill()
+        """End a running step at once, from another thread; no other begins."""
+        with self._lock:
+            self._stopped = True
+            if self._child is not None and self._child.alive:
+                self._child.kill()
 
     def end(self) -> None:
-        """Ask a running step to end; it keeps what it resumes from."""
-        if self._child is not None:
-            self._child.end()
-            self._child = None
+        """Ask a running step to end, from any thread; it keeps what it resumes from, and no other begins."""
+        with self._lock:
+            self._stopped = True
+            if self._child is not None and self._child.alive:
+                self._child.end()
 
     def close(self) -> None:
         """No more steps."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._child is not None:
             self._child.close()
             self._child = None

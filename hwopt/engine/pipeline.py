@@ -179,6 +179,7 @@ class _Run:
     _again: set[str] = field(default_factory=set)
     _wanted: set[str] = field(default_factory=set)
     _end: float | None = None
+    _stopping: bool = False
     _workers: list[Worker] = field(default_factory=list)
     _mine: threading.local = field(default_factory=threading.local)
 
@@ -190,16 +191,17 @@ class _Run:
             before(plan, named(plan, wish.until)) if wish.until else {step.key for step in plan.steps}
         )
         self._end = None if wish.seconds is None else time.monotonic() + wish.seconds
+        if not wish.isolated and (wish.jobs > 1 or wish.seconds is not None):
+            raise ConfigError(
+                "steps in this process can be neither stopped nor run beside each other",
+                fix="leave out --jobs and --time-budget, or --no-isolation",
+            )
         alarm = None if wish.seconds is None else threading.Timer(wish.seconds, self._stop_workers)
         if alarm is not None:
             alarm.daemon = True
             alarm.start()
         try:
             self._loop()
-        except BaseException:
-            for worker in self._workers:
-                worker.end()
-            raise
         finally:
             if alarm is not None:
                 alarm.cancel()
@@ -212,18 +214,22 @@ class _Run:
         with ThreadPoolExecutor(self.wish.jobs) as pool:
             try:
                 while waiting or running:
+                    settled = False
                     for step in self._startable(list(waiting.values()), list(running.values())):
                         del waiting[step.key]
-                        if not self._settled(step):
+                        if self._settled(step):
+                            settled = True  # others may be startable now
+                        else:
                             running[pool.submit(self._attempt, step)] = step
-                    if running:
+                    if running and not settled:
                         finished, _ = wait(running, return_when=FIRST_COMPLETED)
                         for future in finished:
                             del running[future]
                             future.result()
             except BaseException:
-                for worker in self._workers:
-                    worker.stop()
+                self._stopping = True
+                for worker in list(self._workers):
+                    worker.end()  # politely: it keeps what it resumes from
                 raise
 
     def _startable(self, waiting: Sequence[Step], running: Sequence[Step]) -> list[Step]:
@@ -330,6 +336,8 @@ class _Run:
             self.done[step.key] = self._run_step(step, started)
         except HwoptError as error:
             seconds = time.monotonic() - started
+            if self._stopping:
+                return  # it was ended, and did not fail
             if self._over():
                 self._leave(step, "the time budget of the run was over")
                 return
@@ -377,7 +385,7 @@ class _Run:
         return found
 
     def _stop_workers(self) -> None:
-        for worker in self._workers:
+        for worker in list(self._workers):
             worker.stop()
 
     def _run_step(self, step: Step, started: float) -> Finished:

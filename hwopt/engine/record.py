@@ -99,6 +99,7 @@ def _result(
     stopped = next((state.stopped[key] for key in counted if key in state.stopped), None)
     result: dict[str, Any] = assemble(row, facts, failure, hardware, stopped)
     result["details"]["steps"] = list(row.steps)
+    result["details"]["counted"] = list(counted)
     result["details"]["training_cost"] = training_cost(
         [part.get("training") for part in facts], float_training(prepared, state).get("training")
     )

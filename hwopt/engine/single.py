@@ -141,7 +141,7 @@ def run_stage(
         except HwoptError as error:
             raise error.at(job.profile.model_where if not inputs else None) from None
         finally:
-            worker.end()
+            worker.close()
         for port, path in outputs.items():
             copy_file(result.files[port], path)
     return result.facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 from hwopt.core.canonical import JSON
 
@@ -50,7 +51,7 @@ def sarif(
                         "locations": [
                             {
                                 "physicalLocation": {
-                                    "artifactLocation": {"uri": path},
+                                    "artifactLocation": {"uri": quote(path)},
                                     # A model has no lines; hosts want one.
                                     "region": {
                                         "startLine": 1,

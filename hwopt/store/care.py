@@ -93,11 +93,17 @@ def waste(store: Store, *, keep: int | None, older_than_days: float | None, now:
     tagged = set(store.tags().values())
     going: set[str] = set()
     if keep is not None:
-        going |= {s.run for s in summaries[: max(0, len(summaries) - keep)]}
+        recorded = [s.run for s in summaries if s.status not in {"unfinished", "damaged"}]
+        going |= set(recorded[: max(0, len(recorded) - keep)])
     if older_than_days is not None:
         limit = (now - timedelta(days=older_than_days)).isoformat(timespec="seconds")
         going |= {s.run for s in summaries if s.started and s.started < limit}
-    going -= tagged
+    return waste_of(store, going - tagged)
+
+
+def waste_of(store: Store, going: set[str]) -> Waste:
+    """What can go with these runs."""
+    summaries = store.summaries()
     staying = [s.run for s in summaries if s.run not in going]
     keys: set[str] = set()
     needed: set[str] = set()
@@ -107,6 +113,9 @@ def waste(store: Store, *, keep: int | None, older_than_days: float | None, now:
         except ConfigError:
             keys |= {e["key"] for e in read_events(store.run_folder(run) / "events.jsonl") if "key" in e}
             continue
+        wanted = (record.get("release") or {}).get("rollback_state")
+        if wanted and wanted["run"] in going:  # what would be put back
+            return waste_of(store, going - {wanted["run"]})
         keys |= {step["key"] for step in record["steps"]}
         needed |= set(_digests(record))
     entries = store.step_entries()

@@ -20,6 +20,7 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self._path, self._count = path, 0
+        self._torn = False  # whether the last write may have left half a line
         self._lock = threading.Lock()
 
     def __call__(self, event: str, **facts: JSON) -> None:
@@ -36,22 +37,26 @@ class EventLog:
             line = f"{zlib.crc32(text.encode()):08x} {text}\n"
             try:
                 with self._path.open("a", encoding="utf-8") as handle:
+                    if self._torn:
+                        handle.write("\n")
+                    self._torn = True
                     handle.write(line)
                     handle.flush()
                     os.fsync(handle.fileno())
+                self._torn = False
             except OSError as error:
                 raise explained(error, self._path) from error
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a log, in order; a torn last line is left out, and all after a damaged one."""
+    """The whole lines of a log, in order; torn and damaged ones are left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_bytes().split(b"\n")
     except OSError:
         return
     for line in lines:
-        checksum, _, text = line.partition(" ")
-        if checksum != f"{zlib.crc32(text.encode()):08x}":
-            return
+        checksum, _, text = line.partition(b" ")
+        if not text or checksum != f"{zlib.crc32(text):08x}".encode():
+            continue
         entry: dict[str, Any] = json.loads(text)
         yield entry

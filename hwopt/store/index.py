@@ -64,7 +64,9 @@ def summaries(root: Path) -> list[Summary]:
         return []
     try:
         return _summaries(root, present)
-    except sqlite3.DatabaseError:  # torn, another format, or a file system that sqlite cannot lock
+    except sqlite3.OperationalError:  # locked, or a file system that sqlite cannot lock
+        return [_look(root / "runs" / name) for name in present]
+    except sqlite3.DatabaseError:  # torn, or of another version
         with contextlib.suppress(OSError):
             (root / "index.sqlite").unlink(missing_ok=True)
     try:
@@ -115,8 +117,9 @@ def _opened(root: Path) -> Iterator[sqlite3.Connection]:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version not in {0, VERSION}:
             raise sqlite3.DatabaseError(f"index of version {version}")
-        database.execute(_TABLE)
-        database.execute(f"PRAGMA user_version = {VERSION}")
+        if version == 0:
+            database.execute(_TABLE)
+            database.execute(f"PRAGMA user_version = {VERSION}")
         yield database
     finally:
         database.close()

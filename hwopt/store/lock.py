@@ -53,7 +53,7 @@ class Owner:
         """``alive``, or why it is not."""
         if self.host != socket.gethostname():
             silent = now - self.beat
-            return "alive" if silent < STALE_SECONDS else f"no sign of life for {silent:.0f} s"
+            return "alive" if abs(silent) < STALE_SECONDS else f"no sign of life for {silent:.0f} s"
         if self.boot != _boot():
             return "its machine was started anew"
         started = _started(self.pid)
@@ -135,8 +135,9 @@ def locked(root: Path, timeout: float) -> Iterator[None]:
     except OSError as error:
         raise explained(error, root / "lock") from error
     try:
-        while (other := owner(root)) is not None and other.state(time.time()) == "alive":
-            if other.host == socket.gethostname() and other.pid == os.getpid():
+        # Of this machine, whoever holds the kernel's lock is alone; what others wrote counts.
+        while (other := owner(root)) is not None and other.host != socket.gethostname():
+            if other.state(time.time()) != "alive":
                 break
             if time.monotonic() >= end:
                 raise _held(root, other)

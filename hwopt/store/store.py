@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -21,14 +23,17 @@ from hwopt.core.canonical import JSON, digest_of_file, pretty_json
 from hwopt.core.crossings import crossing
 from hwopt.errors import ConfigError
 from hwopt.plugins import did_you_mean
-from hwopt.store.atomic import copy_file, explained, write_text
+from hwopt.store.atomic import copy_file, explained, make_folder, write_text
 from hwopt.store.events import EventLog
 from hwopt.store.index import Summary, note, summaries, summary_of
 from hwopt.store.lock import locked
 
 READABLE: Final = (1, 2)  # versions of the record's schema; see docs/record.md
+_SEAL: Final = "record.sha256"
+_NEEDED: Final = ("run", "name", "verdict", "choice", "results", "steps", "started", "profile", "environment")
 _ABANDONED_SECONDS: Final = 30 * 86400
 _ID: Final = re.compile(r"\d{8}T\d{6}-\d{6}-[0-9a-f]{4}")
+_OLD_ID: Final = re.compile(r"\d{8}T\d{6}-")
 _TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -61,12 +66,21 @@ class Store:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explained(error, parent) from error
-        with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as name:
+        try:
+            place = tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise explained(error, parent) from error
+        with place as name:
             yield Path(name)
 
     def tidy(self) -> None:
         """Remove what killed runs left half-written; the caller holds the store."""
         shutil.rmtree(self.root / "work", ignore_errors=True)
+        for old in (self.root / "partial").glob("*"):  # abandoned: nobody came back for it
+            if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        for torn in self.root.glob(".tmp-*"):
+            torn.unlink(missing_ok=True)
         for name in ("objects", "steps", "runs", "tags"):
             for torn in (self.root / name).rglob(".tmp-*"):
                 torn.unlink(missing_ok=True)
@@ -84,9 +98,6 @@ class Store:
         try:
             path.mkdir(parents=True, exist_ok=True)
             path.touch()
-            for old in parent.iterdir():  # abandoned: nobody came back for it
-                if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
-                    shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise explained(error, path) from error
         return path
@@ -102,10 +113,13 @@ class Store:
 
     def put(self, path: Path, kind: Kind) -> Artifact:
         """Take a copy of a file."""
-        digest = digest_of_file(path)
-        place = self.object_path(digest)
-        if not place.is_file() or digest_of_file(place) != digest:
-            copy_file(path, place)
+        try:
+            digest = digest_of_file(path)
+            place = self.object_path(digest)
+            if not place.is_file() or digest_of_file(place) != digest:
+                copy_file(path, place)
+        except OSError as error:
+            raise explained(error, path) from error
         return Artifact(kind=kind, digest=digest, bytes=path.stat().st_size, path=place)
 
     def commit(
@@ -182,9 +196,10 @@ class Store:
     def set_aside(self, digest: str) -> None:
         """Put a damaged file where nothing reads it."""
         quarantine = self.root / "quarantine"
-        quarantine.mkdir(exist_ok=True)
         path = self.object_path(digest)
-        path.replace(quarantine / path.name)
+        with contextlib.suppress(OSError):  # a store that may only be read, or another process was quicker
+            quarantine.mkdir(exist_ok=True)
+            path.replace(quarantine / path.name)
 
     def forget(self, key: str) -> None:
         """A step is to be done again when it is next needed."""
@@ -224,14 +239,15 @@ class Store:
 
         Ids sort in the order of the runs, also where the clock was set back: ``time-sequence-chance``.
         """
-        known = self._folders()
+        known = [name for name in self._folders() if _OLD_ID.match(name)]
         newest = known[-1] if known else ""
         time_part, _, rest = newest.partition("-")
         sequence = int(rest.partition("-")[0]) + 1 if _ID.fullmatch(newest) else len(known) + 1
         run = f"{max(f'{now:%Y%m%dT%H%M%S}', time_part)}-{sequence:06d}-{secrets.token_hex(2)}"
         folder = self.run_folder(run)
         try:
-            folder.mkdir(parents=True)
+            make_folder(folder.parent)
+            folder.mkdir()
         except OSError as error:
             raise explained(error, folder) from error
         return run, EventLog(folder / "events.jsonl")
@@ -241,8 +257,10 @@ class Store:
         path = self.run_folder(run) / "record.json"
         if path.exists():
             raise ConfigError("a record is never changed", where=str(path))
-        write_text(path, pretty_json(record))
+        text = pretty_json(record)
+        write_text(path, text)
         crossing("run.recorded")
+        write_text(path.with_name(_SEAL), hashlib.sha256(text.encode()).hexdigest() + "\n")
         note(self.root, summary_of(run, record))
         crossing("run.indexed")
         return path
@@ -297,10 +315,15 @@ class Store:
     def record(self, run: str) -> dict[str, Any]:
         """The record of a run; an id, its beginning, a tag, or ``latest``. ConfigError for an unknown or broken one."""
         path = self.run_folder(self.run_id(run)) / "record.json"
+        broken = "the run's profile makes a new one; hwopt runs verify looks at all of them"
         try:
-            record: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"the record is damaged: {error}", where=str(path)) from None
+            text = path.read_text(encoding="utf-8")
+            record: dict[str, Any] = json.loads(text)
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"the record is damaged: {error}", where=str(path), fix=broken) from None
+        seal = path.with_name(_SEAL)
+        if seal.is_file() and seal.read_text().strip() != hashlib.sha256(text.encode()).hexdigest():
+            raise ConfigError("the record was changed after it was written", where=str(path), fix=broken)
         version = record.get("schema_version") if isinstance(record, dict) else None
         if version not in READABLE:
             raise ConfigError(
@@ -308,6 +331,9 @@ class Store:
                 where=str(path),
                 fix="upgrade hwopt",
             )
+        missing = [name for name in _NEEDED if name not in record]
+        if missing:
+            raise ConfigError(f"the record lacks {', '.join(missing)}", where=str(path), fix=broken)
         return upgraded(record)
 
 

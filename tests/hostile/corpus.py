@@ -243,6 +243,63 @@ def random_shape() -> ModelProto:
     return model(helper.make_node("RandomNormal", [], ["y"], shape=[1 << 20, 1 << 20]))
 
 
+def loop_from(*nodes: onnx.NodeProto, inits: tuple[TensorProto, ...] = ()) -> ModelProto:
+    """The endless loop, its count from nodes instead of a stored number."""
+    made = loop(7)
+    kept = [t for t in made.graph.initializer if t.name != "n"]
+    del made.graph.initializer[:]
+    made.graph.initializer.extend([*kept, *inits])
+    for node in reversed(nodes):
+        made.graph.node.insert(0, node)
+    return made
+
+
+def loop_below(outer: ModelProto) -> ModelProto:
+    """The same inside an If, so that its count stands in the graph around it."""
+    inner = helper.make_graph(
+        list(outer.graph.node), "then", [], [helper.make_tensor_value_info("y", F, [1, 4])]
+    )
+    plain = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("y", F, [1, 4])],
+    )
+    node = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=plain)
+    return model(node, inits=tuple(outer.graph.initializer))
+
+
+def loops_in_loops() -> ModelProto:
+    made = loop(1_000_000)
+    body = made.graph.node[0].attribute[0].g
+    inner = onnx.NodeProto()
+    inner.CopyFrom(loop(1_000_000).graph.node[0])
+    inner.input[2], inner.output[0] = "vi", "vo2"
+    body.node.append(inner)
+    return made
+
+
+def functions_in_ifs() -> ModelProto:
+    """Nine functions, each calling the next ten times inside an If: a billion operators in three kilobytes."""
+    made = model(helper.make_node("f0", ["x"], ["y"], domain="own"))
+    made.opset_import.append(helper.make_opsetid("own", 1))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    for i in range(9):
+        after, domain = (f"f{i + 1}", "own") if i < 8 else ("Relu", "")
+        nodes = [helper.make_node(after, ["a"], [f"m{j}"], domain=domain) for j in range(10)]
+        branch = helper.make_graph(nodes, "b", [], [helper.make_tensor_value_info("m9", F, None)])
+        condition = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True)))
+        chosen = helper.make_node("If", ["c"], ["b"], then_branch=branch, else_branch=branch)
+        made.functions.append(helper.make_function("own", f"f{i}", ["a"], ["b"], [condition, chosen], opsets))
+    return made
+
+
+def in_the_wrong_field() -> TensorProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.INT64, dims=(4,))
+    tensor.float_data.extend([1.0, 2.0, 3.0, 4.0])
+    return tensor
+
+
 def truncated() -> bytes:
     return with_weight(weight()).SerializeToString()[:-20]
 
@@ -322,12 +379,32 @@ MODELS = [
     Case("texts that are missing", saved(lambda: with_weight(TensorProto(name="w", data_type=8, dims=(9,)))), "texts"),
     Case("a loop of 2^62 trips", saved(lambda: loop(1 << 62)), "trips"),
     Case("a loop without an end", saved(lambda: loop(None)), "may never end"),
-    Case("80 GB from nothing", saved(lambda: shape_maker("ConstantOfShape", 5_000_000_000)), "makes about"),
-    Case("80 GB by Expand", saved(lambda: shape_maker("Expand", 5_000_000_000)), "makes about"),
-    Case("80 GB by Tile", saved(lambda: shape_maker("Tile", 5_000_000_000)), "makes about"),
-    Case("a terabyte of noise", saved(random_shape), "makes about"),
-    Case("a terabyte by Pad", saved(padded), "takes"),
-    Case("an input of a terabyte", saved(huge_input), "takes"),
+    Case(
+        "a loop counted by a constant",
+        saved(lambda: loop_from(helper.make_node("Constant", [], ["n"], value_int=1 << 62))), "trips",
+    ),
+    Case(
+        "a loop counted behind an identity",
+        saved(
+            lambda: loop_from(
+                helper.make_node("Identity", ["k"], ["n"]), inits=(numpy_helper.from_array(np.array(1 << 62), "k"),)
+            )
+        ),
+        "trips",
+    ),
+    Case("a loop inside an If", saved(lambda: loop_below(loop(1 << 62))), "trips"),
+    Case("loops inside of loops", saved(loops_in_loops), "trips"),
+    Case("a billion operators in Ifs of functions", saved(functions_in_ifs), "operators"),
+    Case("300 axes of 2^62", saved(lambda: with_weight(weight(dims=(1 << 62,) * 300))), "axes"),
+    Case("60,000 axes", saved(lambda: with_weight(weight(dims=(1 << 62,) * 60_000))), "axes"),
+    Case("values in the field of another type", saved(lambda: with_weight(in_the_wrong_field())), "holds 0"),
+    Case("sparse and 34 GB written out", saved(lambda: sparse((1 << 16, 1 << 16))), "more values"),
+    Case("80 GB from nothing", saved(lambda: shape_maker("ConstantOfShape", 5_000_000_000)), "makes at least"),
+    Case("80 GB by Expand", saved(lambda: shape_maker("Expand", 5_000_000_000)), "makes at least"),
+    Case("80 GB by Tile", saved(lambda: shape_maker("Tile", 5_000_000_000)), "makes at least"),
+    Case("a terabyte of noise", saved(random_shape), "makes at least"),
+    Case("a terabyte by Pad", saved(padded), "more values"),
+    Case("an input of a terabyte", saved(huge_input), "more values"),
     Case("sparse without bound", saved(lambda: sparse((1 << 40, 1 << 40))), "values"),
     Case("an operator of nobody", saved(lambda: model(helper.make_node("Run", ["x"], ["y"], domain="evil"))), "domain"),
     Case("a function that calls itself", saved(lambda: functions(circle=True)), "calls itself"),

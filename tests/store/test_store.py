@@ -12,6 +12,7 @@ from hwopt.core.artifact import Kind
 from hwopt.errors import ConfigError, LockHeldError, ResourceLimitError
 from hwopt.store import atomic
 from hwopt.store.store import Store
+from tests.store.records import record
 
 KEY = "sha256:" + "a" * 64
 INPUTS = {"checkpoint": "sha256:" + "b" * 64}
@@ -119,7 +120,7 @@ def test_run_ids_sort_in_the_order_of_the_runs_whatever_the_clock_says(tmp_path:
     assert ids == sorted(ids)
     assert len(set(ids)) == len(ids)
     for run in ids:
-        store.save_record(run, {"schema_version": 2, "run": run})
+        store.save_record(run, record(run))
     assert store.runs() == ids
     assert store.record("latest")["run"] == ids[-1]
 
@@ -129,11 +130,11 @@ def test_records_by_prefix_latest_and_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run"):
         store.record("latest")
     for name in ("20260101T000000-aaaaaa", "20260102T000000-bbbbbb"):
-        store.save_record(name, {"schema_version": 2, "run": name})
+        store.save_record(name, record(name))
     assert store.record("latest")["run"].endswith("bbbbbb")
     assert store.record("20260101")["run"].endswith("aaaaaa")
     with pytest.raises(ConfigError, match="names 2 runs"):
         store.record("2026")
-    store.save_record("20260103T000000-cccccc", {"schema_version": 3})
+    store.save_record("20260103T000000-cccccc", {**record("x"), "schema_version": 3})
     with pytest.raises(ConfigError, match="schema_version 3"):
         store.record("latest")

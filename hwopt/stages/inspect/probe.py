@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hwopt.plugins import load_reference, resolve
 from hwopt.processes import Answer, Say
 
 _CLOSE = 1e-3  # of the greatest output: batches may be added up in another order
+_CALLS = 20  # of each of two sessions
 _SLICES = 20  # parts of a soak, to see a drift
 
 
@@ -34,6 +35,11 @@ class Operations:
         with np.load(asked["feed"], allow_pickle=False) as archive:
             x = archive["x"]
         return self._runtime, name, x[: shape[0]] if shape[0] is not None else x
+
+    def _one(self, asked: Mapping[str, Any]) -> tuple[Runtime, str, Array]:
+        """The least that the model takes: one sample, or its fixed batch."""
+        runtime, name, x = self._load(asked)
+        return runtime, name, x[: runtime.inputs()[name][0] or 1]
 
     def batches(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """One sample alone gives what it gives among others; up to the greatest batch."""
@@ -69,14 +75,14 @@ class Operations:
         return self._refuses(asked, lambda x: np.concatenate([x, x], axis=1), "shape")
 
     def _refuses(self, asked: Mapping[str, Any], change: Callable[[Array], Array], what: str) -> Answer:
-        runtime, name, x = self._load(asked)
-        right = runtime.run({name: x[:1]})[0] if len(x) else None
+        runtime, name, x = self._one(asked)
+        right = runtime.run({name: x})[0] if len(x) else None
         try:
-            runtime.run({name: change(x[:1])})
+            runtime.run({name: change(x)})
             said = None
         except Exception as error:
             said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        after = runtime.run({name: x[:1]})[0]
+        after = runtime.run({name: x})[0]
         alive = right is not None and np.array_equal(np.asarray(after), np.asarray(right))
         why = f"refused: {said}" if said else f"an input of another {what} is taken without a word"
         return {
@@ -86,12 +92,12 @@ class Operations:
 
     def not_a_number(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """NaN in, and nothing breaks; whether it can be seen in the output."""
-        runtime, name, x = self._load(asked)
+        runtime, name, x = self._one(asked)
         if x.dtype.kind != "f":
             return {"ok": True, "why": "the inputs are no floats"}
-        seen = runtime.run({name: np.full_like(x[:1], np.nan)})[0]
+        seen = runtime.run({name: np.full_like(x, np.nan)})[0]
         shows = not np.isfinite(seen).all()
-        after = runtime.run({name: x[:1]})[0]
+        after = runtime.run({name: x})[0]
         why = (
             "it shows in the output"
             if shows
@@ -101,47 +107,39 @@ class Operations:
 
     def again(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """The same input gives the same output, in a second session too."""
-        runtime, name, x = self._load(asked)
-        first, second = runtime.run({name: x[:1]})[0], runtime.run({name: x[:1]})[0]
+        runtime, name, x = self._one(asked)
+        first, second = runtime.run({name: x})[0], runtime.run({name: x})[0]
         other = _loaded(asked)
-        third = other.run({name: x[:1]})[0]
+        third = other.run({name: x})[0]
         other.close()
         same = np.array_equal(first, second) and np.array_equal(first, third)
         return {"ok": same, "why": "bit for bit the same" if same else "outputs differ from call to call"}
 
     def together(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Two sessions at the same time give what each gives alone."""
-        runtime, name, x = self._load(asked)
-        alone = runtime.run({name: x[:1]})[0]
-        wrong: list[int] = []
+        runtime, name, x = self._one(asked)
+        alone = runtime.run({name: x})[0]
 
-        def work() -> None:
+        def work() -> int:
             mine = _loaded(asked)
-            for call in range(20):
-                if not np.array_equal(mine.run({name: x[:1]})[0], alone):
-                    wrong.append(call)
+            same = sum(np.array_equal(mine.run({name: x})[0], alone) for _ in range(_CALLS))
             mine.close()
+            return same
 
-        threads = [threading.Thread(target=work) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return {
-            "ok": not wrong,
-            "why": f"{len(wrong)} of 40 answers differ" if wrong else "40 answers, all the same",
-        }
+        with ThreadPoolExecutor(2) as pool:
+            same = sum(future.result() for future in [pool.submit(work) for _ in range(2)])
+        return {"ok": same == 2 * _CALLS, "why": f"{same} of {2 * _CALLS} answers are the same as alone"}
 
     def soak(self, asked: Mapping[str, Any], say: Say) -> Answer:
         """Calls without a pause: whether memory grows and time drifts."""
-        runtime, name, x = self._load(asked)
+        runtime, name, x = self._one(asked)
         seconds = float(asked["soak_seconds"])
         memory, typical, calls = [], [], 0
         for part in range(_SLICES):
             end, times = time.monotonic() + seconds / _SLICES, list[float]()
             while time.monotonic() < end or not times:
                 start = time.perf_counter()
-                runtime.run({name: x[:1]})
+                runtime.run({name: x})
                 times.append(time.perf_counter() - start)
             calls += len(times)
             typical.append(float(np.median(times)))
