@@ -89,8 +89,8 @@ def _beside(
         )
     name, _, candidate = baseline.partition(":")
     old = place.record(name)
-    comparable(record, old, across_versions=across)
     known_candidate(old, candidate)
+    comparable(record, old, across_versions=across)
     found: dict[tuple[str, str], Against] = {}
     for rule in relative:
         targets = (

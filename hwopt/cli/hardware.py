@@ -112,7 +112,8 @@ def detect(as_json: bool) -> None:
     help="The file to write; the profile gets its name.",
 )
 @quiet_option
-def calibrate(target: str, threads: int, output: Path, quiet: bool) -> None:
+@json_option
+def calibrate(target: str, threads: int, output: Path, quiet: bool, as_json: bool) -> None:
     """Time a micro-suite on this machine and write a profile that predictions use; about a minute."""
     if output.suffix != ".yaml" or not NAME.fullmatch(output.stem):
         raise ConfigError(
@@ -130,6 +131,9 @@ def calibrate(target: str, threads: int, output: Path, quiet: bool) -> None:
             f"micro-suite of {kept.models} networks, measured by hwopt {hwopt.__version__}"
         )
     write_text(output, _yaml(value))
+    if as_json:
+        print_json({"schema_version": 1, "written": str(output), "profile": value})
+        return
     click.echo(
         f"written: {output}; predictions lie within a factor of {kept.spread if kept else 0:.2f}, 9 of 10"
     )

@@ -72,7 +72,7 @@ def main() -> NoReturn:
 
 def _run(debug: bool) -> int:
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="hwopt", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (click.exceptions.Abort, KeyboardInterrupt):
         signals.deafen()

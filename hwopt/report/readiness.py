@@ -522,7 +522,7 @@ def _resources(record: Record, target: str, row: Row) -> Iterator[Check]:
     benchmark = row["details"].get("benchmark") or {}
     memory = (benchmark.get("memory_mb") or {}).get("added")
     if memory is not None:
-        load, first = benchmark["load_ms"], benchmark["first_inference_ms"]
+        load, first = (benchmark.get(name) or 0.0 for name in ("load_ms", "first_inference_ms"))
         yield Check(
             7,
             target,
@@ -537,7 +537,7 @@ def _resources(record: Record, target: str, row: Row) -> Iterator[Check]:
             target,
             "design",
             OPEN,
-            f"{fpga['verdict']}: estimated, not synthesized",
+            f"{fpga.get('verdict', 'a design')}: estimated, not synthesized",
             "placed and routed by the vendor's tools",
         )
 
