@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 PROFILE ?= pipelines/digits.yaml
+POLICY ?= pipelines/policies/digits.yaml
 
-.PHONY: run test test-all setup fmt lint types layers check bench report clean
+.PHONY: gate run test test-all setup fmt lint types layers check bench report clean
 
 run: $(STAMP)  ## the main job, on data that ships with a package
 	$(BIN)/hwopt pipeline run $(PROFILE)
@@ -42,6 +43,10 @@ check: test lint types layers  ## what CI runs
 
 bench: $(STAMP)  ## the profile's measurements again; trained and exported models are kept
 	$(BIN)/hwopt pipeline run $(PROFILE) --remeasure
+
+gate: $(STAMP)  ## the profile's run against a policy; gate.xml and summary.md for CI
+	$(BIN)/hwopt pipeline run $(PROFILE) --verdict-ok
+	$(BIN)/hwopt gate latest --policy $(POLICY) --junit gate.xml --summary summary.md
 
 report: $(STAMP)  ## the newest run as Markdown
 	$(BIN)/hwopt report latest --format md

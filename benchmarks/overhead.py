@@ -2,12 +2,14 @@
 
     python -m benchmarks.overhead pipelines/digits.yaml --rounds 2
 
-Both do the same steps from nothing: once through worker process, store, record and report, once by calling each stage in
-this process, files handed on in temporary folders. Rounds take turns; the ratio is what counts.
+Both do the same steps from nothing, each in a process of its own: once through worker, store, record and report, once by
+calling stage after stage, files handed on in temporary folders. Rounds take turns; the ratio is what counts.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -62,18 +64,22 @@ def piped(profile: PipelineProfile, folder: Path) -> None:
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--rounds", default=2, show_default=True)
-def main(path: Path, rounds: int) -> None:
+@click.option("--only", type=click.Choice(["bare", "pipeline"]), help="Do one of the two, in this process.")
+def main(path: Path, rounds: int, only: str | None) -> None:
     """Measure."""
-    profile = load(path)
+    if only is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            (bare if only == "bare" else piped)(load(path), Path(folder))
+        return
     seconds: dict[str, list[float]] = {"bare": [], "pipeline": []}
     for number in range(rounds):
-        order = [("bare", bare), ("pipeline", piped)]
-        for name, call in order if number % 2 == 0 else reversed(order):
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.monotonic()
-                call(profile, Path(folder))
-                seconds[name].append(time.monotonic() - start)
-                click.echo(f"{name}: {seconds[name][-1]:.1f} s")
+        for name in ("bare", "pipeline") if number % 2 == 0 else ("pipeline", "bare"):
+            start = time.monotonic()
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.overhead", str(path), "--only", name], check=True
+            )
+            seconds[name].append(time.monotonic() - start)
+            click.echo(f"{name}: {seconds[name][-1]:.1f} s")
     total = {name: sum(times) for name, times in seconds.items()}
     click.echo(f"pipeline over bare calls: {total['pipeline'] / total['bare']:.3f}")
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from hwopt.cli.main import cli
+from hwopt.config.policy import read_policy
 from hwopt.config.profile import load
-from tests.conftest import ROOT
+from tests.conftest import ROOT, hwopt
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
@@ -44,11 +47,47 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"), ids=lambda value: str(value)[:20])
-def test_profiles_load(page: str, text: str, tmp_path: Path) -> None:
+def test_profiles_and_policies_load(page: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
+    if text.startswith("# gate.yaml"):
+        path.write_text(text)
+        assert read_policy(path).rules
+        return
     (tmp_path / "mnist").mkdir()
     path.write_text(text.replace("/data/mnist", str(tmp_path / "mnist")))
     assert load(path).candidates
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"), ids=lambda value: str(value)[:20])
+def test_python_compiles(page: str, text: str) -> None:
+    compile(text, page, "exec")
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    kinds = {kind for page in PAGES for kind, _ in BLOCK.findall(page.read_text())}
+    assert kinds <= {"sh", "yaml", "python", "text"}  # text is output, and no input
+
+
+def test_policies_load() -> None:
+    for path in (ROOT / "pipelines" / "policies").glob("*.yaml"):
+        assert read_policy(path).rules
+
+
+@pytest.mark.slow
+def test_the_tutorial_works_to_the_letter(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    (code,) = (block for kind, block in BLOCK.findall(text) if kind == "python")
+    (tmp_path / "make_model.py").write_text(code)
+    for kind, block in BLOCK.findall(text):
+        for line in block.splitlines() if kind == "sh" else ():
+            words = shlex.split(line.partition("#")[0])
+            if words[0] == "hwopt":
+                outcome = hwopt(*words[1:], cwd=tmp_path)
+                assert outcome.code in ({0, 1} if words[1] == "gate" else {0}), (
+                    f"{line}\n{outcome.out}{outcome.err}"
+                )
+            else:
+                subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True)
 
 
 def test_readme_shows_the_shipped_profile() -> None:

@@ -22,6 +22,8 @@ from hwopt.core.canonical import JSON
 from hwopt.engine import pipeline as engine
 from hwopt.engine.pipeline import Fresh, Wish
 from hwopt.engine.prepare import prepare
+from hwopt.engine.steps import explain as explain_steps
+from hwopt.engine.steps import finished_keys
 from hwopt.report.render import render
 from hwopt.report.rows import sentence
 from hwopt.report.text import terminal
@@ -142,7 +144,7 @@ def plan(profile: Path, overrides: tuple[str, ...], store: Path, as_json: bool, 
     """Print the steps, what is finished, and what each row needs. Changes nothing."""
     prepared = prepare(load(profile, overrides))
     if explain is not None:
-        found = engine.explain(prepared.plan, Store(store), explain)
+        found = explain_steps(prepared.plan, Store(store), explain)
         if as_json:
             print_json({"schema_version": 1, "steps": list[JSON](found)})
             return
@@ -151,7 +153,7 @@ def plan(profile: Path, overrides: tuple[str, ...], store: Path, as_json: bool, 
             for reason in one["reasons"]:
                 click.echo(f"    {reason}")
         return
-    finished = engine.finished_keys(prepared.plan, Store(store))
+    finished = finished_keys(prepared.plan, Store(store))
     steps = {step.key: index for index, step in enumerate(prepared.plan.steps, 1)}
     if as_json:
         print_json(

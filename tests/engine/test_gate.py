@@ -35,7 +35,10 @@ def row(**changes: Any) -> dict[str, Any]:
             "accuracy_drop_interval": {"low": 0.0, "high": 0.004}, "f1_interval": {"low": 0.98, "high": 0.99},
             "emulation": None, "model_digest": "sha256:1",
         },
-        "benchmark": {"memory_mb": {"added": 12.0}, "load_ms": 3.0, "recipe": {"threads": 1}, "pairs": {"count": 200, "clean_share": 0.9}},
+        "benchmark": {
+            "memory_mb": {"added": 12.0}, "load_ms": 3.0, "recipe": {"threads": 1},
+            "pairs": {"count": 200, "clean_share": 0.9},
+        },
         "missing": {}, "applicable": True, "steps": [], "requirements": [], "fits": None,
     }  # fmt: skip
     base = result(details=details, macs=10, parameters=20, f1=0.985)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from hwopt.core.advisories import open_in
-from hwopt.report.readiness import SECTIONS, assess, dominates
+from hwopt.report.checks import dominates
+from hwopt.report.readiness import SECTIONS, assess
 from hwopt.report.render import render
 from tests.engine.test_gate import row as gate_row
 from tests.store.records import record
