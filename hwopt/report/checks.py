@@ -52,6 +52,7 @@ class Check:
 
 
 def run_checks(record: Record) -> Iterator[Check]:
+    """Of what belongs to the run: provenance, reproducibility, libraries, rollout."""
     source, data = record.get("source"), record.get("data") or {}
     if source is None:
         yield Check(1, None, "commit", WARN, "the profile lies in no git repository", "a commit")
@@ -143,6 +144,7 @@ def _reproduced(record: Record) -> Check:
 
 
 def row_checks(record: Record, target: str, row: Row) -> list[Check]:
+    """Of one version on one target."""
     found: list[Check] = []
     for part in (_identity, _contract, _conformance, _parity, _accuracy, _latency, _resources, _robustness):
         make: Callable[[Record, str, Row], Iterator[Check]] = part

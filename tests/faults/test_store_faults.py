@@ -149,6 +149,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux namespac
 RUN = f"{sys.executable} -c 'from hwopt.cli.main import main; main()' pipeline run"
 
 
+@pytest.mark.slow
 @linux
 def test_a_full_disk_is_exit_8(tmp_path: Path) -> None:
     small.write(tmp_path)
