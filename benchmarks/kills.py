@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills pipelines/digits.yaml
 
-One store takes all the kills: each run is killed (SIGKILL) at the next place that it passes, and the next goes on. For each
-kill it is checked that no finished step was lost or begun again, and that every visible file is whole; at the end that all
+One store takes all the kills: each run is killed (SIGKILL) in its first step that is to do, at one place after the other, so
+that every step of the pipeline is cut off; then at the places of the worker and of the run as a whole. For each kill it is checked that no finished step was lost or begun again, and that every visible file is whole; at the end that all
 files that do not depend on the day are those of the undisturbed run, byte for byte.
 """
 
@@ -59,12 +59,12 @@ def main(profile: Path) -> None:
         calm, store = Path(name) / "calm", Path(name) / "killed"
         run(profile, calm)
         wanted = finished(calm)
-        places = [n for n in NAMES if n.startswith(("step.", "stage."))]
+        places = [n for n in NAMES if n.startswith(("step.", "write."))]
         others = [n for n in NAMES if n not in places]
         kills = lost = repeated = survived = 0
         while True:
             before, logs = finished(store), len(begun(store))
-            place = (places + others)[kills % len(NAMES)]
+            place = places[kills % len(places)]
             # The owner's name is written first; the third write is in the middle of a step's.
             code = run(profile, store, **{VARIABLE: f"{place}:3" if place.startswith("write") else place})
             kills += 1

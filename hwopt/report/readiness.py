@@ -49,7 +49,7 @@ def assess(record: Record) -> dict[str, JSON]:
             targets[target] = {"candidate": None, "verdict": None, "why": f"not here: {rows[0]['reason']}"}
             continue
         mine = [c for c in checks if c.target in {None, target}]
-        word, why = _word(mine) if candidate else (NOT_READY, _no_choice(record, rows))
+        word, why = _word(mine) if candidate else _no_choice(record, rows)
         targets[target] = {"candidate": candidate, "verdict": word, "why": why}
     words = [str(t["verdict"]) for t in targets.values() if isinstance(t, dict) and t["verdict"]]
     word = next((w for w in (NOT_READY, UNDECIDED, READY) if w in words), UNDECIDED)
@@ -87,13 +87,19 @@ def _word(checks: Sequence[Check]) -> tuple[str, str]:
     return READY, "every check that could be made holds"
 
 
-def _no_choice(record: Record, rows: Sequence[Row]) -> str:
+def _no_choice(record: Record, rows: Sequence[Row]) -> tuple[str, str]:
+    """Nothing to ship: because every version fails, or because nothing is certain of one of them yet."""
     if not record["requirements"]:
-        return "no requirements were stated, so no version is chosen"
-    reasons = [
-        j["reason"] for r in rows for j in r["details"].get("requirements", []) if j["verdict"] != "PASS"
-    ]
-    return "no version meets its requirements" + (f": {reasons[0]}" if reasons else "")
+        return NOT_READY, "no requirements were stated, so no version is chosen"
+    judged = [j for r in rows for j in r["details"].get("requirements", []) if j["verdict"] != "PASS"]
+    for state, word, text in (
+        ("INCONCLUSIVE", UNDECIDED, "no version meets its requirements for certain"),
+        ("FAIL", NOT_READY, "no version meets its requirements"),
+    ):
+        reasons = [j["reason"] for j in judged if j["verdict"] == state]
+        if any(r["verdict"] == state for r in rows):
+            return word, text + (f": {reasons[0]}" if reasons else "")
+    return NOT_READY, "no version meets its requirements"
 
 
 def _sentence(word: str, targets: Mapping[str, Any], blocking: Sequence[Check]) -> str:
