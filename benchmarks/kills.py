@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills pipelines/digits.yaml
 
-One store takes all the kills: each run is killed (SIGKILL) in its first step that is to do, at one place after the other, so
-that every step of the pipeline is cut off; then at the places of the worker and of the run as a whole. For each kill it is checked that no finished step was lost or begun again, and that every visible file is whole; at the end that all
+One store takes all the kills: each run may finish about one step and is killed (SIGKILL) in the next, at one place after the
+other, so that every step is cut off; then at the places of the worker and of the run as a whole. For each kill it is checked that no finished step was lost or begun again, and that every visible file is whole; at the end that all
 files that do not depend on the day are those of the undisturbed run, byte for byte.
 """
 
@@ -22,6 +22,16 @@ from hwopt.core.crossings import NAMES, VARIABLE
 from hwopt.store.events import read_events
 
 _COMMAND = [sys.executable, "-c", "from hwopt.cli.main import main; main()", "pipeline", "run"]
+# The second time that a run passes these, the ninth write: one step is done, and another is on its way.
+_PLACES = (
+    "step.begun:2",
+    "step.worked:2",
+    "step.stored:2",
+    "step.committed:1",
+    "write.temporary:9",
+    "write.synced:9",
+    "write.renamed:9",
+)
 _MEASURED = ("benchmark", "evaluate", "inspect", "estimate")
 
 
@@ -59,14 +69,12 @@ def main(profile: Path) -> None:
         calm, store = Path(name) / "calm", Path(name) / "killed"
         run(profile, calm)
         wanted = finished(calm)
-        places = [n for n in NAMES if n.startswith(("step.", "write."))]
-        others = [n for n in NAMES if n not in places]
+        others = [n for n in NAMES if not n.startswith(("step.", "write."))]
         kills = lost = repeated = survived = 0
         while True:
             before, logs = finished(store), len(begun(store))
-            place = places[kills % len(places)]
-            # The owner's name is written first; the third write is in the middle of a step's.
-            code = run(profile, store, **{VARIABLE: f"{place}:3" if place.startswith("write") else place})
+            place = _PLACES[kills % len(_PLACES)] if kills else "step.worked:1"
+            code = run(profile, store, **{VARIABLE: place})
             kills += 1
             for path in [*store.glob("steps/*.json"), *store.glob("runs/*/record.json")]:
                 json.loads(path.read_text())

@@ -16,6 +16,7 @@ from hwopt.errors import ConfigError
 from hwopt.report.rows import cells
 from hwopt.report.text import terminal
 from hwopt.store.care import audit, remove, waste
+from hwopt.store.events import read_events
 from hwopt.store.lock import release
 from hwopt.store.store import Store
 
@@ -63,13 +64,29 @@ def list_runs(store: Path, as_json: bool, last: int | None) -> None:
 @store_option
 @json_option
 def show(run: str, store: Path, as_json: bool) -> None:
-    """One run. RUN is an id, its beginning, a tag, or `latest`."""
-    record = Store(store).record(run)
+    """One run. RUN is an id, its beginning, a tag, or `latest`; of one that was cut off, what happened in it."""
+    place = Store(store)
+    cut = [s.run for s in place.summaries() if s.status == "unfinished" and s.run.startswith(run)]
+    if len(cut) == 1 and run not in place.tags() and not any(r.startswith(run) for r in place.runs()):
+        _show_events(place, cut[0], as_json=as_json)
+        return
+    record = place.record(run)
     if as_json:
         print_json(record)
         return
     click.echo(f"{record['run']}  {record['name']}  {record['verdict']}  {record['started']}")
     click.echo(terminal(record))
+
+
+def _show_events(place: Store, run: str, *, as_json: bool) -> None:
+    events = list(read_events(place.run_folder(run) / "events.jsonl"))
+    if as_json:
+        print_json({"schema_version": 1, "run": run, "status": "unfinished", "events": list[JSON](events)})
+        return
+    click.echo(f"{run}  unfinished: it was cut off, or still works")
+    for event in events:
+        words = [str(event[key]) for key in ("label", "status", "reason") if event.get(key)]
+        click.echo(f"    {event['event']}" + (f": {', '.join(words)}" if words else ""))
 
 
 @runs.command()

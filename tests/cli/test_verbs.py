@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ import yaml
 
 from hwopt.cli.main import cli
 from hwopt.config.schema import schema
+from hwopt.store.store import Store
 from hwopt.testing.models import float_model
 from tests.conftest import ROOT, Command, DigitsRun, hwopt
 
@@ -194,6 +196,19 @@ def test_verify_gc_and_unlock_of_a_good_store(digits_run: DigitsRun, command: Co
     assert "nobody" in command("runs", "unlock", *store).out
     for verb in ("verify", "gc"):
         assert command("runs", verb, "--store", "nowhere").code == 2
+
+
+def test_a_run_that_was_cut_off_can_be_looked_at(tmp_path: Path, command: Command) -> None:
+    store = Store(tmp_path / ".hwopt")
+    run, log = store.begin_run(datetime(2026, 1, 1, tzinfo=UTC))
+    log("run begins", run=run)
+    log("step begins", label="train the float model", key="k")
+    assert "unfinished" in command("runs", "list").out
+    shown = command("runs", "show", run)
+    assert shown.code == 0, shown.err
+    assert "step begins: train the float model" in shown.out
+    assert command("runs", "show", run, "--json").json["events"][0]["event"] == "run begins"
+    assert command("runs", "show", "latest").code == 2
 
 
 def test_findings_as_sarif(tmp_path: Path, command: Command) -> None:
