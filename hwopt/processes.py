@@ -69,6 +69,7 @@ class Child:
         self, entry: str, *, threads: int, limits: Limits, secrets: bool = False, what: str = "the runtime"
     ) -> None:
         self.limits, self._what = limits, what
+        self._over = False
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
         one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
         kept = {k: v for k, v in os.environ.items() if secrets or not _SECRET.search(k)}
@@ -175,6 +176,8 @@ class Child:
         return self._stderr.read().decode(errors="replace").strip()
 
     def _death(self, op: str, values: Mapping[str, Any]) -> HwoptError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_LOOK_SECONDS)  # it may be on its way out
         self.kill()  # what it started, and itself where it only closed its mouth
         code = self._process.wait()
         words = self._said()
@@ -198,10 +201,13 @@ class Child:
         self.close()
 
     def kill(self) -> None:
-        """End it now, with all that it started."""
+        """End it now, with all that it forked."""
+        if self._over:
+            return  # its number may belong to another process by now
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._over = True
 
     def close(self) -> None:
         """No more questions."""
