@@ -139,6 +139,7 @@ benchmark: {budget_seconds: 0.5}
 """
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(PROFILE)
     command = [sys.executable, "-c", "from hwopt.cli.main import main; main()", "pipeline", "run", "p.yaml"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from enum import Enum
 from typing import Any, Final
 
 from hwopt.core.artifact import Kind
-from hwopt.core.canonical import JSON
+from hwopt.core.canonical import JSON, pretty_json
 from hwopt.core.crossings import crossing
 from hwopt.core.plan import Step
 from hwopt.core.profile import PipelineProfile
@@ -381,6 +382,8 @@ def run(
             run_id, started, prepared, state, rollback_state(store, profile.release.rollback)
         )
         crossing("run.judged")
+        # As it will be read: a report of today and one of next year are the same bytes.
+        record = json.loads(pretty_json(record))
         store.save_record(run_id, record)
         on_record(run_id, record)
         log("run ends", verdict=record["verdict"], status=record["status"])

@@ -144,6 +144,7 @@ def test_strict_refuses_a_busy_machine(tmp_path: Path, monkeypatch: pytest.Monke
     assert package.benchmark([path], budget_seconds=0.2, processes=1)["results"]
 
 
+@pytest.mark.slow
 def test_self_test_counts_its_claims(tmp_path: Path, command: Command) -> None:
     outcome = command("bench", "--self-test", "--comparisons", "8", "--time-budget", "1", "-q", "--json")
     found = outcome.json

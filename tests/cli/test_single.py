@@ -64,6 +64,7 @@ def test_pruning_from_a_notebook() -> None:
         package.prune(net, hardware="zcu104", samples=images())
 
 
+@pytest.mark.slow
 def test_compression_verbs_one_after_the_other(tmp_path: Path, command: Command) -> None:
     text = PROFILE.replace("width: 8", "width: 32").replace("epochs: 6", "epochs: 1")
     (tmp_path / "p.yaml").write_text(text)

@@ -58,6 +58,7 @@ def test_train_is_short_for_train_run(folder: Path, command: Command) -> None:
     assert not list(folder.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(folder: Path) -> None:
     """SIGKILL in the middle; the same command ends at the weights of an undisturbed one."""
     long = ("train", "p.yaml", "--set", "train.epochs=400", "--set", "train.batch_size=16")

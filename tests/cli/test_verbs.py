@@ -257,7 +257,7 @@ def test_a_reader_that_leaves(digits_run: DigitsRun) -> None:
     assert "Traceback" not in said.stderr
 
 
-@pytest.mark.parametrize("name", ["größe 模型 '\"$(x);", "x" * 60 + "/" + "y" * 60])
+@pytest.mark.parametrize("name", ["größe 模型 '\"$(x);/" + "y" * 100])
 def test_odd_paths(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir(parents=True)

@@ -62,11 +62,12 @@ def test_killed_at_every_named_place(tmp_path: Path, undisturbed: dict[str, dict
     same_results(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_at_random_times(
     tmp_path: Path, undisturbed: dict[str, dict[str, str]], number: signal.Signals
 ) -> None:
-    interrupted(tmp_path, undisturbed, number, times=1)
+    interrupted(tmp_path, undisturbed, number, times=3)
 
 
 @pytest.mark.slow
@@ -161,6 +162,7 @@ def test_a_hanging_candidate_ends_at_its_limit(tmp_path: Path) -> None:
     assert rows["int8"]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_the_time_budget_ends_a_run_and_the_next_goes_on(tmp_path: Path) -> None:
     small.write(tmp_path)
     code, record, said = small.run(tmp_path, "--time-budget", "3.5")
@@ -173,6 +175,7 @@ def test_the_time_budget_ends_a_run_and_the_next_goes_on(tmp_path: Path) -> None
     assert small.run(tmp_path)[0] == 0
 
 
+@pytest.mark.slow
 def test_until_from_and_jobs(tmp_path: Path) -> None:
     small.write(tmp_path)
     code, record, said = small.run(tmp_path, "--until", "export")

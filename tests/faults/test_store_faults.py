@@ -213,25 +213,22 @@ def test_several_at_once(tmp_path: Path, processes: int, times: int) -> None:
     whole(store)
 
 
-def forged(**changes: Any) -> Owner:
-    return replace(Owner.of_this_process(), **changes)
-
-
 @pytest.mark.parametrize(
-    ("owner", "held"),
+    ("changes", "age", "held"),
     [
-        (forged(pid=2**22 - 3, started="1"), False),  # a process that is gone
-        (forged(started="12"), False),  # its number is used again
-        (forged(boot="another"), False),  # the machine was started anew
-        (forged(host="elsewhere"), True),  # another machine, alive
-        (forged(host="elsewhere", beat=time.time() - 600), False),  # another machine, silent
-        (forged(host="elsewhere", beat=time.time() + 1e6), False),  # a clock that makes no sense
+        ({"pid": 2**22 - 3, "started": "1"}, 0, False),  # a process that is gone
+        ({"started": "12"}, 0, False),  # its number is used again
+        ({"boot": "another"}, 0, False),  # the machine was started anew
+        ({"host": "elsewhere"}, 0, True),  # another machine, alive
+        ({"host": "elsewhere"}, 600, False),  # another machine, silent
+        ({"host": "elsewhere"}, -1e6, False),  # a clock that makes no sense
     ],
     ids=["dead", "number used again", "rebooted", "other host", "silent", "odd clock"],
 )
-def test_stale_owners_are_known(tmp_path: Path, owner: Owner, held: bool) -> None:
+def test_stale_owners_are_known(tmp_path: Path, changes: dict[str, Any], age: float, held: bool) -> None:
     store = Store(tmp_path / "store")
     store.root.mkdir()
+    owner = replace(Owner.of_this_process(), beat=time.time() - age, **changes)
     (store.root / "owner.json").write_text(json.dumps(asdict(owner)))
     if held:
         with pytest.raises(LockHeldError, match="elsewhere"), store.locked(0):
