@@ -67,6 +67,7 @@ def test_what_cannot_be_resized_is_exported_at_every_width() -> None:
     assert np.allclose(run_onnx(build(keep), {"input": x.numpy()})[0], small(x).detach().numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_costs_are_shares_of_the_origin_and_fall_with_the_width() -> None:
     net = small_mobilenet()
     structure = examined(net, (1, 12, 12))

@@ -16,9 +16,9 @@ _MOST: Final = 14
 
 def operator_times(mine: Mapping[str, float], floats: Mapping[str, float] | None, name: str) -> Markup:
     """Two bars a family of operators: the float model's and this version's, in microseconds; measured."""
-    families = sorted(
-        {*mine, *(floats or {})}, key=lambda f: -max(mine.get(f, 0.0), (floats or {}).get(f, 0.0))
-    )[:_MOST]
+    before = floats or {}
+    # The name decides between equals: sets have no order, and a report is the same bytes every time.
+    families = sorted({*mine, *before}, key=lambda f: (-max(mine.get(f, 0.0), before.get(f, 0.0)), f))[:_MOST]
     if not families:
         return Markup("")
     most = max(max(mine.get(f, 0.0), (floats or {}).get(f, 0.0)) for f in families) or 1.0

@@ -240,8 +240,9 @@ def _conformance(record: Record, target: str, row: Row) -> Iterator[Check]:
         said = f"{len(errors)} errors, {len(warns)} warnings" + (f": {shown}" if shown else "")
         yield Check(3, target, "lint", FAIL if errors else WARN if warns else PASS, said, "0 errors")
     evaluation = row["details"].get("evaluation") or {}
-    ran = PASS if row["tier"] == Tier.MEASURED.value else OPEN
-    yield Check(3, target, "runs on the device", ran, str(evaluation.get("arithmetic", "")), "it ran there")
+    ran, how = row["tier"] == Tier.MEASURED.value, str(evaluation.get("arithmetic", ""))
+    said = how if ran else f"nothing ran there; {how}"
+    yield Check(3, target, "runs on the device", PASS if ran else OPEN, said, "it ran there")
     asked = evaluation.get("asked_but_float") or []
     share = row["integer_share"]
     if row["details"].get("asked_integer") and share is not None:

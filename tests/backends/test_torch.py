@@ -86,6 +86,7 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "without CUDA" in str(spec.probe_cuda().reason)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_beside_its_onnx_file(tmp_path: Path) -> None:
     """The same network in two runtimes, in one set of rounds; each takes its own kind of file."""
     path, _ = checkpoint(tmp_path)

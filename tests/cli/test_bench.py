@@ -183,6 +183,7 @@ def test_loadgen_agrees_or_is_asked_for(tmp_path: Path, command: Command) -> Non
     assert 0.2 < found["own_ms"]["p50"] / found["p50_ms"] < 2
 
 
+@pytest.mark.slow
 def test_check_and_predict(tmp_path: Path, command: Command) -> None:
     float_model(tmp_path), quantized_model(tmp_path, "generic-cpu")
     outcome = command("check", "quantized.onnx")

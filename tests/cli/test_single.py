@@ -90,6 +90,7 @@ def test_compression_verbs_one_after_the_other(tmp_path: Path, command: Command)
     assert "ratio" in outcome.err
 
 
+@pytest.mark.slow
 def test_quantized_checkpoints_are_not_pruned(tmp_path: Path, command: Command) -> None:
     (tmp_path / "p.yaml").write_text(PROFILE.replace("epochs: 6", "epochs: 1"))
     assert command("train", "p.yaml", "-o", "a.safetensors").code == 0

@@ -45,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_train_is_short_for_train_run(folder: Path, command: Command) -> None:
     short = command("train", "p.yaml", "-o", "a.safetensors", "--json")
     long = command("train", "run", "p.yaml", "-o", "b.safetensors", "-q")

@@ -53,6 +53,7 @@ def zeroed(net: nn.Module, structure: Structure, keep: np.ndarray) -> nn.Module:
     return silent
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12,
     deadline=None,

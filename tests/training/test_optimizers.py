@@ -279,6 +279,7 @@ def test_classes_that_do_not_fit_are_told_before_the_run(optimizer: dict[str, An
         fit(net(), split_blobs(), FitSettings(optimizer=given), seed=0, progress=silent, label="t")
 
 
+@pytest.mark.slow
 def test_momentum_on_a_narrow_valley() -> None:
     """Condition number 100: momentum takes at most a third of the steps, each at its best rate."""
 
