@@ -69,6 +69,9 @@ def _profile() -> Schema:
     recipe = {"type": "object", "properties": {"recipe": {"enum": list[JSON](links)}}, "required": ["recipe"]}
     read = stage("read")
     read.get("properties", {}).pop("digest", None)
+    inspect = stage("inspect")
+    for name in ("runtime", "threads", "spinning"):  # those of the benchmark
+        inspect["properties"].pop(name)
     head = Head.model_json_schema()
     properties: Schema = {name: head["properties"][name] for name in ("name", "seed", "threads")}
     trackers = []
@@ -83,7 +86,7 @@ def _profile() -> Schema:
         "train": stage("train"),
         "benchmark": stage("benchmark"),
         "estimate": stage("estimate"),
-        "inspect": stage("inspect"),
+        "inspect": inspect,
         "candidates": {
             "type": "object",
             "minProperties": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Final
 
@@ -205,13 +205,9 @@ def _with_tier(checked: Checked, rule: Rule) -> Checked:
     why = f"{checked.reason}, but it is {tier.value}, and the rule asks for {rule.tier.value}"
     if tier is Tier.PREDICTED:
         why = f"{checked.reason}, but a prediction cannot pass"
-    return _replaced(
+    return replace(
         checked, verdict=Verdict.INCONCLUSIVE, reason=f"{why}; measuring it on the device would settle it"
     )
-
-
-def _replaced(checked: Checked, **changes: Any) -> Checked:
-    return Checked(**{name: changes.get(name, getattr(checked, name)) for name in Checked.__slots__})
 
 
 def _waived(checked: Checked, policy: Policy, today: date) -> Checked:
@@ -222,8 +218,8 @@ def _waived(checked: Checked, policy: Policy, today: date) -> Checked:
             continue
         if date.fromisoformat(waiver.expires) < today:
             note = f"{checked.reason} (the waiver of {waiver.owner} ended on {waiver.expires})"
-            return _replaced(checked, reason=note)
-        return _replaced(checked, waiver=f"waived by {waiver.owner} until {waiver.expires}: {waiver.reason}")
+            return replace(checked, reason=note)
+        return replace(checked, waiver=f"waived by {waiver.owner} until {waiver.expires}: {waiver.reason}")
     return checked
 
 

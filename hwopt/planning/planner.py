@@ -104,6 +104,12 @@ class _Builder:
                     hardware = target.hardware or self.world.host_profile
                     for text, fix in spec.check(link.config, hardware) if hardware else []:
                         found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
+        filled = {"runtime", "threads", "spinning"} & self.profile.inspect.model_fields_set
+        if filled:
+            text = f"inspect.{min(filled)} is that of the benchmark, and is not set apart"
+            where = self.profile.where("inspect")
+            fix = f"set benchmark.{min(filled)}, and leave it out here"
+            found[(text, where)] = Problem(problem=text, where=where, fix=fix)
         estimate: StageSpec = resolve("stage", "estimate")
         for target in self.profile.targets:
             for text, fix in estimate.check(self.profile.estimate, target.hardware):
