@@ -28,6 +28,7 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
     "stage": {
         "train": "hwopt.stages.train.spec:SPEC",
         "read": "hwopt.stages.read.spec:SPEC",
+        "untrained": "hwopt.stages.untrained.spec:SPEC",
         "prune": "hwopt.stages.prune.spec:SPEC",
         "sparsify": "hwopt.stages.sparsify.spec:SPEC",
         "auto": "hwopt.stages.auto.spec:SPEC",

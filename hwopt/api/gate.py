@@ -15,7 +15,7 @@ from hwopt.core.policy import Policy
 from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.engine.gate import Against, check, verdict_of
-from hwopt.engine.pipeline import rollback_state
+from hwopt.engine.record import rollback_state
 from hwopt.errors import ConfigError
 from hwopt.report.readiness import assess
 from hwopt.store.store import Store

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from hwopt.core.profile import (
     RunLimits,
     Target,
 )
+from hwopt.core.search import SearchSettings
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec
 from hwopt.errors import ConfigError, HwoptError, Problem
@@ -55,6 +56,7 @@ class Head(Settings):
     track: object = ()
     limits: object = {}
     compare: object = None
+    search: object = None
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
@@ -64,6 +66,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
     for override in overrides:
         _override(document, override)
         text += f"\n# --set {override}"
+    return checked(document, text)
+
+
+def checked(document: Document, text: str) -> PipelineProfile:
+    """A parsed profile, possibly changed; ConfigError carries every problem."""
+    path = document.path
     problems: list[Problem] = []
     head = validate(Head, document.value, document, (), problems)
     value = document.value if isinstance(document.value, dict) else {}
@@ -88,6 +96,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
     race = None
     if value.get("compare") is not None:
         race = validate(RaceSettings, value["compare"], document, ("compare",), problems)
+    search = None
+    if value.get("search") is not None:
+        search = validate(SearchSettings, value["search"], document, ("search",), problems)
     if problems or head is None or data is None or model is None or source is None or benchmark is None:
         raise ConfigError.of(problems)
     if estimate is None or limits is None or inspect is None or release is None:
@@ -114,6 +125,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
         limits=limits,
         track=track,
         compare=race,
+        search=search,
     )
 
 
@@ -124,19 +136,77 @@ def _override(document: Document, override: str) -> None:
         raise ConfigError(
             f"{override!r} is not an override", where="--set", fix="write --set section.key=value"
         )
-    parts = key.split(".")
-    node = document.value
-    for part in parts[:-1]:
-        if not isinstance(node, dict):
-            raise ConfigError(f"{key!r}: {part!r} lies below something that is no mapping", where="--set")
-        node = node.setdefault(part, {})
-    if not isinstance(node, dict):
-        raise ConfigError(f"{key!r} lies below something that is no mapping", where="--set")
     value = parse_scalar(text)
-    document.overridden.add(tuple(parts))
     if isinstance(value, str) and ("/" in value or os.sep in value) and _exists(Path(value)):
         value = str(Path(value).resolve())  # a path typed at a prompt starts at the current folder
-    node[parts[-1]] = value
+    put(document, key, value, "--set")
+
+
+def parts_of(key: str) -> tuple[str, ...]:
+    """The parts of ``a.b.c``; one that has dots itself stands in double quotes: ``rules."4.conv".weights``."""
+    found = re.findall(r'"([^"]*)"|([^."]+)', key)
+    return tuple(quoted or plain for quoted, plain in found)
+
+
+def put(document: Document, key: str, value: JSON, by: str) -> None:
+    """Set ``a.b`` or ``a.0.b`` in a parsed profile; mappings on the way are made.
+
+    Args:
+        by: who changes it, for messages.
+    Raises:
+        ConfigError: the path leads through something that is neither a mapping nor a list.
+    """
+    node, last = _parent(document, key, by, make=True)
+    if isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+    document.overridden[parts_of(key)] = by
+
+
+def drop(document: Document, key: str, by: str) -> None:
+    """Remove a key, where it stands."""
+    try:
+        node, last = _parent(document, key, by, make=False)
+    except ConfigError:
+        return
+    if isinstance(node, dict):
+        node.pop(last, None)
+
+
+def look(document: Document, key: str) -> tuple[bool, JSON]:
+    """Whether a key stands in the profile, and its value."""
+    try:
+        node, last = _parent(document, key, "", make=False)
+    except ConfigError:
+        return False, None
+    if isinstance(node, list):
+        return True, node[int(last)]
+    return (last in node, node.get(last))
+
+
+def _parent(document: Document, key: str, by: str, *, make: bool) -> tuple[Any, str]:
+    """What holds the last part of a path, and that part."""
+    *before, last = parts_of(key) or ("",)
+    node: Any = document.value
+    for index, part in enumerate([*before, last]):
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                text = f"{key!r}: {part!r} is no place in a list of {len(node)}"
+                raise ConfigError(text, where=by, fix="places are counted from 0")
+        elif not isinstance(node, dict):
+            raise ConfigError(f"{key!r}: {part!r} lies below something that is no mapping", where=by)
+        if index == len(before):
+            break
+        if isinstance(node, list):
+            node = node[int(part)]
+        else:
+            if part not in node and not make:
+                raise ConfigError(f"{key!r}: there is no {part!r}", where=by)
+            if node.get(part) is None and make:
+                node[part] = {}
+            node = node[part]
+    return node, last
 
 
 def _exists(path: Path) -> bool:

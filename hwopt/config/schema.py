@@ -12,6 +12,7 @@ from hwopt.core.choices import DataSource, ModelSpec
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.policy import Policy
 from hwopt.core.profile import HOST_CPU, Release, Requirement, RunLimits
+from hwopt.core.search import SearchSettings
 from hwopt.core.settings import Settings
 from hwopt.core.stage import StageSpec
 from hwopt.plugins import resolve, table
@@ -106,6 +107,7 @@ def _profile() -> Schema:
         "track": {"type": "array", "items": {"anyOf": trackers}},
         "limits": of(RunLimits),
         "release": of(Release),
+        "search": {"anyOf": [of(SearchSettings), {"type": "null"}]},
         "compare": {"anyOf": [of(RaceSettings), {"type": "null"}]},
     }
     return {

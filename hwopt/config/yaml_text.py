@@ -39,13 +39,13 @@ class Document:
     value: JSON
     lines: dict[KeyPath, int] = field(default_factory=dict)
     key_lines: dict[KeyPath, int] = field(default_factory=dict)
-    overridden: set[KeyPath] = field(default_factory=set)  # keys given on the command line
+    overridden: dict[KeyPath, str] = field(default_factory=dict)  # keys changed after reading: by what
 
     def where(self, path: KeyPath, *, key: bool = False) -> str:
         """``file:line`` of a key path, or of its nearest parent that stands in the file."""
-        for given in self.overridden:
+        for given, by in self.overridden.items():
             if path[: len(given)] == given:
-                return "--set " + ".".join(map(str, given))
+                return f"{by} " + ".".join(map(str, given))
         table = self.key_lines if key else self.lines
         while path and path not in table and path not in self.lines:
             path = path[:-1]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hwopt.core.choices import Choice
 from hwopt.core.hardware import HardwareProfile
 from hwopt.core.settings import Settings
 
@@ -29,6 +30,7 @@ class Step:
     hardware: HardwareProfile | None
     inputs: Mapping[str, Source]
     where: str | None  # file:line in the profile
+    model: Choice  # the network of the profile that the step comes from
     basis: Mapping[str, Any] = field(default_factory=dict)  # what the key is the digest of
 
 

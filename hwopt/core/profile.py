@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from hwopt.core.choices import Choice
 from hwopt.core.hardware import HardwareProfile
+from hwopt.core.search import Holdout, SearchSettings
 from hwopt.core.settings import Settings
 
 Metric = Literal[
@@ -19,8 +20,12 @@ Metric = Literal[
     "f1",
     "agreement",
     "latency_ms",
+    "relative_latency",
     "speedup",
     "file_bytes",
+    "activation_bytes",
+    "parameters",
+    "macs",
     "integer_share",
     "fits",
 ]
@@ -130,4 +135,6 @@ class PipelineProfile:
     compare: Settings | None = None  # a race between trainings; serves `hwopt train compare` only
     release: Release = field(default_factory=Release)
     limits: RunLimits = field(default_factory=RunLimits)
+    search: SearchSettings | None = None  # serves `hwopt search` only
+    holdout: Holdout | None = None  # what stands in for the test split while searching
     track: tuple[Choice, ...] = ()  # trackers beside the ledger; no part of any step's key

@@ -56,6 +56,11 @@ def never(config: Any) -> bool:
     return False
 
 
+def unchanged(config: Any) -> Any:
+    """For stages that cost as much to run after training as before it."""
+    return config
+
+
 def no_check(config: Any, hardware: HardwareProfile | None) -> list[tuple[str, str]]:
     """For stages whose settings are legal on every device."""
     return []
@@ -91,6 +96,9 @@ class StageSpec:
     # settings name another candidate as the teacher.
     wants_source: Callable[[Any], bool] = never
     libraries: tuple[str, ...] = ()  # distributions whose version changes the result
+    # The settings that give a network of the same structure without training, so that its cost can be known
+    # first; None where the structure stays as it is. The field is None where only training decides it.
+    untrained: Callable[[Any], Settings | None] | None = unchanged
 
     @property
     def is_chain_link(self) -> bool:

@@ -49,7 +49,8 @@ def judge(requirement: Requirement, result: Result) -> Judged:
     if requirement.metric in {"accuracy", "accuracy_drop", "f1"} and (why := too_few(result)) is not None:
         return Judged(requirement=name, verdict=Verdict.INCONCLUSIVE, reason=why)
     interval = interval_of(requirement.metric, result)
-    if interval is None and requirement.metric == "speedup" and result["speedup"] is not None:
+    relative = requirement.metric in {"speedup", "relative_latency"}
+    if interval is None and relative and result["speedup"] is not None:
         return Judged(
             requirement=name,
             verdict=Verdict.INCONCLUSIVE,
@@ -145,6 +146,11 @@ def interval_of(metric: str, result: Result) -> tuple[float, float] | None:
         pair = details.get("evaluation", {}).get(f"{metric}_interval")
     elif metric == "speedup":
         pair = result["speedup"]
+    elif metric == "relative_latency":
+        return _inverted(result["speedup"])
+    elif metric == "activation_bytes":
+        value = details.get(metric)
+        return None if value is None else (float(value), float(value))
     elif metric == "latency_ms":
         pair = result["latency_ms"]
     else:
@@ -153,6 +159,13 @@ def interval_of(metric: str, result: Result) -> tuple[float, float] | None:
     if pair is None or pair.get("low") is None or pair.get("high") is None:
         return None
     return float(pair["low"]), float(pair["high"])
+
+
+def _inverted(speedup: Any) -> tuple[float, float] | None:
+    """Share of the float model's latency, from the speed-up over it."""
+    if speedup is None or not speedup.get("low") or not speedup.get("high"):
+        return None
+    return 1 / float(speedup["high"]), 1 / float(speedup["low"])
 
 
 def judge_row(requirements: Sequence[Requirement], result: Result) -> tuple[Verdict | None, list[Judged]]:

@@ -20,8 +20,10 @@ from hwopt.core.choices import Choice
 from hwopt.core.crossings import crossing
 from hwopt.core.dataset import Dataset
 from hwopt.core.hardware import HardwareProfile
+from hwopt.core.search import Holdout
 from hwopt.core.settings import Settings
 from hwopt.core.stage import Progress, StageContext, StageFunction, StageResult, StageSpec
+from hwopt.data.holdout import held_out
 from hwopt.data.load import load_dataset
 from hwopt.errors import HwoptError, ResourceLimitError, StageFailedError
 from hwopt.plugins import call_factory, load_reference, resolve, user_modules
@@ -49,6 +51,7 @@ class Task:
     model: Mapping[str, JSON]
     data: Choice
     data_where: str | None
+    holdout: Holdout | None
     root: Path  # where the user's modules are looked for
     workdir: Path
     keep: Path | None = None
@@ -73,6 +76,7 @@ class Task:
             "model": dict(self.model),
             "data": self.data.to_json(),
             "data_where": self.data_where,
+            "holdout": None if self.holdout is None else self.holdout.to_json(),
             "root": str(self.root),
             "workdir": str(self.workdir),
             "keep": None if self.keep is None else str(self.keep),
@@ -104,6 +108,7 @@ class Task:
             model=value["model"],
             data=Choice.from_json(value["data"]),
             data_where=value["data_where"],
+            holdout=None if value["holdout"] is None else Holdout.model_validate(value["holdout"]),
             root=Path(value["root"]),
             workdir=Path(value["workdir"]),
             keep=None if value["keep"] is None else Path(value["keep"]),
@@ -123,7 +128,7 @@ class Done:
 def perform(task: Task, say: Progress, data: Callable[[], Dataset] | None = None) -> Done:
     """Run the stage of a task here; what it and its libraries raise becomes an error of ours."""
     spec: StageSpec = resolve("stage", task.stage)
-    load = data or loader(task.data, task.data_where, task.root)
+    load = data or loader(task.data, task.data_where, task.root, task.holdout)
     book = task.workdir / LEDGER if task.keep is None else task.keep / LEDGER
     with (
         _alone(task.keep),
@@ -182,9 +187,10 @@ class Operations:
     def step(self, asked: Mapping[str, Any], say: Progress) -> dict[str, Any]:
         """Run one stage."""
         task = Task.from_json(asked["task"])
-        kept = canonical_json([task.data.to_json(), str(task.root)])
+        holdout = None if task.holdout is None else task.holdout.to_json()
+        kept = canonical_json([task.data.to_json(), str(task.root), holdout])
         if kept not in self._data:
-            self._data[kept] = loader(task.data, task.data_where, task.root)
+            self._data[kept] = loader(task.data, task.data_where, task.root, task.holdout)
         done = perform(task, say, self._data[kept])
         return {
             "files": {port: str(path) for port, path in done.result.files.items()},
@@ -259,13 +265,18 @@ class Worker:
             self._child = None
 
 
-def loader(choice: Choice, where: str | None, root: Path) -> Callable[[], Dataset]:
+def loader(
+    choice: Choice, where: str | None, root: Path, holdout: Holdout | None = None
+) -> Callable[[], Dataset]:
     """The data of a profile, loaded on the first call; errors carry their place."""
 
     @cache
     def load() -> Dataset:
         try:
-            return load_dataset(choice, lambda reference, options: call_factory(reference, root, {}, options))
+            whole = load_dataset(
+                choice, lambda reference, options: call_factory(reference, root, {}, options)
+            )
+            return whole if holdout is None else held_out(whole, holdout)
         except HwoptError as error:
             raise error.at(where) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,11 +20,10 @@ from hwopt.core.profile import PipelineProfile
 from hwopt.core.stage import Progress, StageSpec
 from hwopt.engine.perform import Done, Task, Worker
 from hwopt.engine.prepare import Prepared, limits_of, prepare
-from hwopt.engine.record import make_record
+from hwopt.engine.record import Executed, make_record, rollback_state
 from hwopt.engine.steps import after, before, input_digests, named
 from hwopt.errors import ConfigError, HwoptError, Problem, ResourceLimitError, StageFailedError
 from hwopt.plugins import resolve
-from hwopt.store.events import EventLog
 from hwopt.store.store import Finished, Store
 
 _HUBS: Final = {"huggingface", "torchvision"}  # data that may need the user's credentials
@@ -58,7 +57,9 @@ class _Run:
     store: Store
     progress: Progress
     wish: Wish
-    log: EventLog
+    log: Callable[..., None]
+    only: Collection[str] | None = None  # keys of the steps to do, with those before them; None: all
+    worker: Worker | None = None  # one that outlives this execution; None: own ones
     done: dict[str, Finished] = field(default_factory=dict)
     failures: dict[str, Problem] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)  # steps that the user wanted left out: why
@@ -75,9 +76,8 @@ class _Run:
         """Every step that is wanted; a failed one takes those that depend on it along, and no other."""
         plan, wish = self.prepared.plan, self.wish
         self._again = after(plan, named(plan, wish.start)) if wish.start else set()
-        self._wanted = (
-            before(plan, named(plan, wish.until)) if wish.until else {step.key for step in plan.steps}
-        )
+        last = [step for step in plan.steps if self.only is None or step.key in self.only]
+        self._wanted = before(plan, named(plan, wish.until) if wish.until else last)
         self._end = None if wish.seconds is None else time.monotonic() + wish.seconds
         if not wish.isolated and (wish.jobs > 1 or wish.seconds is not None):
             raise ConfigError(
@@ -94,7 +94,8 @@ class _Run:
             if alarm is not None:
                 alarm.cancel()
             for worker in self._workers:
-                worker.close()
+                if worker is not self.worker:
+                    worker.close()
 
     def _loop(self) -> None:
         waiting = {step.key: step for step in self.prepared.plan.steps}
@@ -262,13 +263,7 @@ class _Run:
         """The one of this thread."""
         found: Worker | None = getattr(self._mine, "worker", None)
         if found is None:
-            profile = self.prepared.profile
-            found = self._mine.worker = Worker(
-                self.prepared.threads,
-                limits_of(profile),
-                isolated=self.wish.isolated,
-                secrets=bool(profile.track) or profile.data.name in _HUBS,
-            )
+            found = self._mine.worker = self.worker or new_worker(self.prepared, isolated=self.wish.isolated)
             self._workers.append(found)
         return found
 
@@ -292,9 +287,10 @@ class _Run:
                 inputs=inputs,
                 seed=profile.seed,
                 threads=self.prepared.threads,
-                model=profile.model.to_json(),
+                model=step.model.to_json(),
                 data=profile.data,
                 data_where=profile.data_where,
+                holdout=profile.holdout,
                 root=self.prepared.import_root,
                 workdir=workdir.resolve(),
                 keep=keep.resolve(),
@@ -324,23 +320,28 @@ def _again(before: Mapping[str, Any] | None, now: Finished) -> str | None:
     return "same" if old == new else "different"
 
 
-def rollback_state(store: Store, name: str | None) -> JSON:
-    """The run that is put back if this one fails, and whether its files are whole; None where there is none."""
-    if name is None:
-        return None
-    try:
-        record = store.record(name)
-    except HwoptError:
-        return None
-    chosen = {
-        s
-        for r in record["results"]
-        if record["choice"].get(r["target"]) == r["candidate"]
-        for s in r["details"]["steps"]
-    }
-    digests = {o["digest"] for s in record["steps"] if s["key"] in chosen for o in s["outputs"].values()}
-    broken = sum(not store.whole(digest) for digest in digests)
-    return {"run": record["run"], "files": len(digests), "broken": broken}
+def new_worker(prepared: Prepared, *, isolated: bool = True) -> Worker:
+    """A worker for the steps of a plan."""
+    profile = prepared.profile
+    secrets = bool(profile.track) or profile.data.name in _HUBS
+    return Worker(prepared.threads, limits_of(profile), isolated=isolated, secrets=secrets)
+
+
+def execute(
+    prepared: Prepared, store: Store, progress: Progress, only: Collection[str], worker: Worker
+) -> Executed:
+    """Do some steps of a plan, and those before them, without a record; the caller holds the store."""
+    state = _Run(
+        prepared=prepared,
+        store=store,
+        progress=progress,
+        wish=Wish(),
+        log=lambda event, **facts: None,
+        only=only,
+        worker=worker,
+    )
+    state.execute()
+    return state
 
 
 def run(
@@ -350,11 +351,13 @@ def run(
     wish: Wish = Wish(),
     *,
     lock_timeout: float = 0.0,
+    reference: PipelineProfile | None = None,
     on_record: Callable[[str, dict[str, Any]], None] = lambda run, record: None,
 ) -> tuple[str, dict[str, Any]]:
     """Execute a profile; the run's id and its record, which is also saved.
 
     Args:
+        reference: another profile, whose float model the versions are compared with.
         on_record: called with both while the store is still held, for what is written beside the record.
     Raises:
         HwoptError: nothing could be started; or the step that all others need was refused, which is recorded first.
@@ -362,7 +365,7 @@ def run(
     started = datetime.now(UTC)
     with store.locked(lock_timeout):
         crossing("run.locked")
-        prepared = prepare(profile)
+        prepared = prepare(profile, reference)
         for name in filter(None, (wish.start, wish.until)):
             named(prepared.plan, name)
         store.tidy()

@@ -60,15 +60,23 @@ class Prepared:
         return self.profile.threads or this_host.usable_cores()
 
 
-def prepare(profile: PipelineProfile) -> Prepared:
-    """Plan a profile against this machine; ConfigError with every problem."""
+def prepare(profile: PipelineProfile, reference: PipelineProfile | None = None) -> Prepared:
+    """Plan a profile against this machine; ConfigError with every problem.
+
+    Args:
+        reference: a profile of the same data whose float model the versions are compared with.
+    """
     profile = replace(profile, threads=profile.threads or this_host.usable_cores())
     root = profile.path.resolve().parent
-    data = loader(profile.data, profile.data_where, root)
+    whole = loader(profile.data, profile.data_where, root)
     try:
-        contents = fingerprint(profile.data, data)
+        contents = fingerprint(profile.data, whole)
     except HwoptError as error:
         raise error.at(profile.data_where) from None
+    data = whole
+    if profile.holdout is not None:
+        data = loader(profile.data, profile.data_where, root, profile.holdout)
+        contents = digest_of({"data": contents, "holdout": profile.holdout.to_json()})
     device = host_profile()
     world = World(
         host=this_host.detect(),
@@ -77,9 +85,13 @@ def prepare(profile: PipelineProfile) -> Prepared:
         data_fingerprint=contents,
         model_code=code_digest(profile, root),
     )
+    beside = None
+    if reference is not None:
+        reference = replace(reference, threads=reference.threads or this_host.usable_cores())
+        beside = (reference, replace(world, model_code=code_digest(reference, root)))
     return Prepared(
         profile=profile,
-        plan=plan(profile, world),
+        plan=plan(profile, world, beside),
         data=data,
         import_root=root,
         host_profile=device,

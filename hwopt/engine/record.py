@@ -20,9 +20,9 @@ from hwopt.engine import host as this_host
 from hwopt.engine.judge import choose, judge_row, run_verdict
 from hwopt.engine.prepare import Prepared, host_profile
 from hwopt.engine.results import assemble
-from hwopt.errors import Problem
+from hwopt.errors import HwoptError, Problem
 from hwopt.report.readiness import assess
-from hwopt.store.store import Finished
+from hwopt.store.store import Finished, Store
 
 SCHEMA_VERSION: Final = 2
 _RECORDED_LIBRARIES: Final = ("hwopt", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
@@ -155,6 +155,25 @@ def training_cost(trainings: list[Any], whole: Any) -> dict[str, JSON] | None:
         "of_float": sum(spent) / once if once else None,
         "tier": Tier.MEASURED.value,
     }
+
+
+def rollback_state(store: Store, name: str | None) -> JSON:
+    """The run that is put back if this one fails, and whether its files are whole; None where there is none."""
+    if name is None:
+        return None
+    try:
+        record = store.record(name)
+    except HwoptError:
+        return None
+    chosen = {
+        s
+        for r in record["results"]
+        if record["choice"].get(r["target"]) == r["candidate"]
+        for s in r["details"]["steps"]
+    }
+    digests = {o["digest"] for s in record["steps"] if s["key"] in chosen for o in s["outputs"].values()}
+    broken = sum(not store.whole(digest) for digest in digests)
+    return {"run": record["run"], "files": len(digests), "broken": broken}
 
 
 def _not_checked(results: list[dict[str, Any]]) -> list[JSON]:

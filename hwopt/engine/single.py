@@ -131,6 +131,7 @@ def run_stage(
             model=job.profile.model.to_json(),
             data=job.profile.data,
             data_where=job.profile.data_where,
+            holdout=job.profile.holdout,
             root=root,
             workdir=Path(folder),
             keep=keep,

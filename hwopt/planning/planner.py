@@ -27,12 +27,20 @@ IMPLICIT_BASELINE: Final = "fp32"
 EMULATION: Final = "fpga-emulation"  # the runtime of what is designed and not built
 
 
-def plan(profile: PipelineProfile, world: World) -> Plan:
-    """Steps in order and the rows they fill; ConfigError with every problem of the profile."""
+def plan(
+    profile: PipelineProfile, world: World, reference: tuple[PipelineProfile, World] | None = None
+) -> Plan:
+    """Steps in order and the rows they fill; ConfigError with every problem of the profile.
+
+    Args:
+        reference: another profile whose float model the versions are compared with, instead of their own.
+    """
     builder = _Builder(profile, world)
     problems = builder.problems()
     if problems:
         raise ConfigError.of(problems)
+    if reference is not None:
+        builder.compare_with(_Builder(*reference))
     return builder.build()
 
 
@@ -45,6 +53,7 @@ class _Builder:
         self.baseline = floats[0] if floats else Candidate(name=IMPLICIT_BASELINE, chain=(), where=None)
         self.candidates = profile.candidates if floats else (self.baseline, *profile.candidates)
         asked, among = (getattr(profile.benchmark, name, None) for name in ("runtime", "among"))
+        self.float_export: Source | None = None  # of the reference, where it is another profile's
         self.targets = {t.name: available(t, world, asked, among or ()) for t in profile.targets}
 
     # --- checks -----------------------------------------------------------------------------------------
@@ -153,6 +162,11 @@ class _Builder:
             versions.append(installed_version("pytorch-optimizer"))
         return [version for version in versions if version is not None]
 
+    def compare_with(self, other: _Builder) -> None:
+        """Take the float model of another profile as the one that all are compared with."""
+        self.float_export = other.export(other.trained(), "the reference", hardware=None)
+        self.steps = other.steps
+
     # --- steps ------------------------------------------------------------------------------------------
 
     def build(self) -> Plan:
@@ -193,10 +207,12 @@ class _Builder:
                 unavailable=f"{timed[0].stage} times models, and {here.notes['latency_ms']}",
                 fix="run the pipeline on such a device, or give the goal in macs",
             )
-        float_export = self.export(self.trained(), "float", hardware=None)
+        float_export = self.float_export or self.export(self.trained(), "float", hardware=None)
         checkpoint, steps = self.chained(candidate, target)
         model = (
-            float_export if candidate is self.baseline else self.export(checkpoint, candidate.name, hardware)
+            self.export(self.trained(), "float", hardware=None)
+            if candidate is self.baseline
+            else self.export(checkpoint, candidate.name, hardware)
         )
         steps.append(self.steps[model.step])
         twins = {
@@ -328,6 +344,7 @@ class _Builder:
                 hardware=hardware,
                 inputs=inputs,
                 where=where,
+                model=self.profile.model,
                 basis=basis,
             )
         return Source(step=key, port=next(iter(spec.produces)))

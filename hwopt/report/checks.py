@@ -353,7 +353,7 @@ def _classes(target: str, slices: Sequence[Mapping[str, Any]], bound: float) -> 
 
 def _latency(record: Record, target: str, row: Row) -> Iterator[Check]:
     for judged in row["details"].get("requirements", []):
-        if judged["requirement"].startswith(("latency_ms", "speedup")):
+        if judged["requirement"].startswith(("latency_ms", "relative_latency", "speedup")):
             state = {"PASS": PASS, "FAIL": FAIL, "INCONCLUSIVE": OPEN}[judged["verdict"]]
             yield Check(6, target, judged["requirement"], state, judged["reason"], judged["requirement"])
     latency, tier = row["latency_ms"], row["tier"]

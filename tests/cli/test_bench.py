@@ -109,7 +109,8 @@ def test_real_inputs_of_any_batch_and_not_fewer_rows(tmp_path: Path, command: Co
     arguments = ("bench", "float.onnx", "--scenario", "batch", "--inputs", "in.npz", "--json", *QUICK)
     row = command(*arguments, "--batch", "40").json["results"][0]
     assert row["batch"] == 40
-    assert row["samples_per_second"] == pytest.approx(40 / row["latency_ms"]["p50"] * 1e3, rel=0.5)
+    # A mean against a median on a shared host: the factor of 40 is what is held here.
+    assert 0.25 < row["samples_per_second"] / (40 / row["latency_ms"]["p50"] * 1e3) < 4
     outcome = command(*arguments, "--batch", "64")
     assert (outcome.code, "input has 40 rows" in outcome.err) == (2, True)
 

@@ -108,4 +108,5 @@ SPEC: Final = StageSpec(
     times=lambda config: True,
     wants_source=lambda config: True,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
+    untrained=None,
 )

@@ -23,6 +23,7 @@ from hwopt.core.choices import NoOptions
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
 from hwopt.layer_table import layer_table
+from hwopt.live_memory import activation_bytes
 from hwopt.model_check import check_model
 from hwopt.numerics.scales import sqnr_db
 from hwopt.quantization.fake_quant import FakeQuant
@@ -66,6 +67,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) ->
             "file_bytes": size,
             "parameters": parameters,
             "macs": _macs(model),
+            "activation_bytes": activation_bytes(onnx.load(model, load_external_data=False)),
             "parity": None if parity is None else dict[str, JSON](parity),
         },
     )

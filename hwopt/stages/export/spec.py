@@ -10,7 +10,7 @@ from hwopt.core.stage import StageSpec
 
 SPEC: Final = StageSpec(
     name="export",
-    version=2,
+    version=3,
     summary="write ONNX and prove that it computes what the network computes",
     config=NoOptions,
     run="hwopt.stages.export.run:run",

@@ -137,6 +137,12 @@ def check(config: PruneConfig, hardware: HardwareProfile | None) -> list[tuple[s
     return []
 
 
+def untrained(config: PruneConfig) -> PruneConfig:
+    """One cut by magnitude: fresh weights have no better order."""
+    kept = {"ratio", "macs", "latency", "estimated", "scope", "layers", "timing"} & config.model_fields_set
+    return PruneConfig.model_validate({name: getattr(config, name) for name in kept})
+
+
 SPEC: Final = StageSpec(
     name="prune",
     version=4,
@@ -148,6 +154,7 @@ SPEC: Final = StageSpec(
     check=check,
     facet=facet,
     times=lambda config: config.needs_timing,
+    untrained=untrained,
     wants_source=lambda config: True,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

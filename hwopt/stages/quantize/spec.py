@@ -244,6 +244,15 @@ def facet(hardware: HardwareProfile) -> dict[str, JSON]:
     return hardware.quantization.facet()
 
 
+def untrained(config: QuantizeConfig) -> QuantizeConfig:
+    """The same types without training them, and without care for an accuracy that is not there yet."""
+    idle = _TRAINING | {"method", "equalize", "bias_correction", "adaround", "tune", "smooth"}
+    kept = {name: getattr(config, name) for name in config.model_fields_set - idle}
+    return QuantizeConfig.model_validate(
+        {"method": "ptq" if config.method == "qat" else config.method, **kept}
+    )
+
+
 SPEC: Final = StageSpec(
     name="quantize",
     version=3,
@@ -256,6 +265,7 @@ SPEC: Final = StageSpec(
     check_input=check_input,
     facet=facet,
     times=lambda config: config.where_faster,
+    untrained=untrained,
     wants_source=lambda config: config.method == "qat" and config.distill is not None,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

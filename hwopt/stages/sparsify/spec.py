@@ -71,4 +71,5 @@ SPEC: Final = StageSpec(
     produces={"checkpoint": Kind.CHECKPOINT},
     wants_source=lambda config: config.distill is not None,
     libraries=("torch",),
+    untrained=lambda config: None,
 )

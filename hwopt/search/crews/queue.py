@@ -1,0 +1,313 @@
+"""Machines that share a storage: jobs are trials of a second study, and a worker claims one by setting it to running.
+
+That step is the storage's own and succeeds for one worker only. A worker shows that it lives by a counter beside its
+job. The lead watches the counter on its own clock, so that clocks are never compared; where it stands still for the
+length of a lease, the job is given to another worker, and what the first one brings later is not taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from hwopt.core.canonical import JSON, canonical_json
+from hwopt.core.crossings import crossing
+from hwopt.core.profile import HOST_CPU, PipelineProfile
+from hwopt.core.stage import Progress
+from hwopt.engine import host as this_host
+from hwopt.engine.prepare import host_profile, prepare
+from hwopt.errors import ConfigError, HwoptError, LockHeldError, StageFailedError
+from hwopt.search.job import Job, Outcome
+from hwopt.search.ledger import Ledger, agree, open_storage
+from hwopt.search.perform import Here
+from hwopt.search.samplers import quiet
+from hwopt.search.session import Wish, identity_of
+from hwopt.search.subject import Subject
+from hwopt.store.store import Store
+
+_POLL_SECONDS: Final = 0.3
+_ATTEMPTS: Final = 3  # workers that may be lost over a job
+_PATIENCE_SECONDS: Final = 600.0  # that a worker waits for a search to begin
+_SHARES: Final = 64  # stores of workers beside each other on one machine
+
+
+def jobs_of(name: str) -> str:
+    """Name of the study that holds a search's jobs."""
+    return f"{name} (jobs)"
+
+
+@dataclass(slots=True)
+class _Out:
+    """A job that is with the workers."""
+
+    job: Job
+    trial_id: int
+    attempt: int
+    beat: Any = None
+    seen: float = 0.0
+
+
+class QueueCrew:
+    """The lead's side."""
+
+    def __init__(self, ledger: Ledger, subject: Subject, lease_seconds: float) -> None:
+        self._storage, self._lease = ledger.storage, lease_seconds
+        self._study = _study(ledger.storage, jobs_of(ledger.name))
+        self._tag = tag_of(subject)
+        self._out: dict[str, _Out] = {}
+        self._left: dict[str, list[tuple[int, FrozenTrial]]] = {}
+        for trial in self._study.get_trials(deepcopy=False):  # of a lead that is gone
+            if trial.state is not TrialState.FAIL and "job" in trial.user_attrs:
+                self._left.setdefault(trial.user_attrs["job"], []).append((trial._trial_id, trial))
+
+    @classmethod
+    def lead(cls, ledger: Ledger, subject: Subject, lease_seconds: float) -> QueueCrew:
+        """For ``hwopt.search.session``."""
+        return cls(ledger, subject, lease_seconds)
+
+    def room(self) -> int:
+        """One job for every worker that lives, and one that waits for the first to be free."""
+        return max(1, self._workers() + 1) - len(self._out)
+
+    def _workers(self) -> int:
+        return sum(out.beat is not None for out in self._out.values())
+
+    def submit(self, job: Job) -> None:
+        """Put a job where workers find it; one that an earlier lead put there is taken over."""
+        left = self._left.pop(job.key, [])
+        trial_id = left[-1][0] if left else self._put(job, 1)
+        self._out[job.key] = _Out(job, trial_id, 1, seen=time.monotonic())
+
+    def _put(self, job: Job, attempt: int) -> int:
+        facts: dict[str, JSON] = {"job": job.key, "tag": self._tag, "attempt": attempt}
+        return self._storage.create_new_trial(self._study._study_id, template_trial=_waiting(facts))
+
+    def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
+        """Outcomes, as workers bring them."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = [(out.job, outcome) for out in list(self._out.values()) if (outcome := self._look(out))]
+            for job, _ in found:
+                del self._out[job.key]
+            if found or time.monotonic() >= deadline:
+                return found
+            time.sleep(_POLL_SECONDS)
+
+    def _look(self, out: _Out) -> Outcome | None:
+        trial = self._storage.get_trial(out.trial_id)
+        if trial.state is TrialState.COMPLETE:
+            return Outcome.from_json(json.loads(trial.user_attrs["outcome"]))
+        if trial.state is TrialState.WAITING:
+            return None
+        beat = trial.user_attrs.get("beat")
+        if trial.state is TrialState.RUNNING and beat != out.beat:
+            out.beat, out.seen = beat, time.monotonic()
+            return None
+        if trial.state is TrialState.RUNNING and time.monotonic() - out.seen < self._lease:
+            return None
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_state_values(out.trial_id, state=TrialState.FAIL)
+        if out.attempt >= _ATTEMPTS:
+            return Outcome(status="failed", reason=f"{_ATTEMPTS} workers were lost over it")
+        out.attempt, out.beat, out.seen = out.attempt + 1, None, time.monotonic()
+        out.trial_id = self._put(out.job, out.attempt)
+        return None
+
+    def close(self) -> None:
+        """What no worker has begun is taken back."""
+        for out in self._out.values():
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._storage.set_trial_state_values(out.trial_id, state=TrialState.FAIL)
+
+
+def join(profile: PipelineProfile, store: Store, progress: Progress, wish: Wish) -> int:
+    """Work for a search that another process leads, until it ends; the number of jobs done.
+
+    Raises:
+        ConfigError: no storage; or the lead has another profile, data or version.
+    """
+    if wish.storage is None:
+        raise ConfigError(
+            "a worker finds its jobs in a shared storage",
+            fix="give the lead's --storage postgresql://USER@HOST/DB",
+        )
+    subject, name = Subject.of(profile), wish.study or profile.name
+    storage = open_storage(wish.storage, store.root / "search")
+    with _own_store(store) as own:
+        me = f"{socket.gethostname()}/{os.getpid()}"
+        here = Here(subject=subject, store=own, progress=lambda text: progress("    " + text), name=me)
+        try:
+            return _serve(storage, name, subject, here, progress, wish)
+        finally:
+            here.close()
+
+
+def _serve(
+    storage: BaseStorage, name: str, subject: Subject, here: Here, progress: Progress, wish: Wish
+) -> int:
+    mine = identity_of(subject, here)
+    ledger_id: int | None = None
+    tags, done = tags_here(subject), 0
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    progress(f"worker {here.name} for the search {name}, with the tags {', '.join(sorted(tags))}")
+    study: optuna.Study | None = None
+    while True:
+        if ledger_id is None:
+            found = _found(storage, name)
+            kept = None if found is None else storage.get_study_user_attrs(found).get("hwopt")
+            if found is None or kept is None:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"no search {name!r} began in this storage", fix="start its lead: --crew queue"
+                    )
+                time.sleep(_POLL_SECONDS)
+                continue
+            agree(json.loads(kept), mine, f"the search {name!r}")
+            ledger_id = found
+            study = _study(storage, jobs_of(name))
+        if study is None:
+            raise StageFailedError("no jobs are kept")
+        claimed = _claim(storage, study, tags)
+        if claimed is not None:
+            _do(storage, claimed, here, progress)
+            done += 1
+            continue
+        if storage.get_study_user_attrs(ledger_id).get("closed") is not None:
+            return done
+        time.sleep(_POLL_SECONDS)
+
+
+def _claim(storage: BaseStorage, study: optuna.Study, tags: set[str]) -> FrozenTrial | None:
+    """A job of ours, now running; None where none waits."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if trial.user_attrs.get("tag") not in tags:
+            continue
+        with contextlib.suppress(UpdateFinishedTrialError):
+            if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                crossing("worker.claimed")
+                return trial
+    return None
+
+
+def _do(storage: BaseStorage, trial: FrozenTrial, here: Here, progress: Progress) -> None:
+    """Do a claimed job and bring its outcome; where the lease ran out meanwhile, nobody wants it any more."""
+    job = Job.from_json(json.loads(trial.user_attrs["job"]))
+    progress(job.name)
+    with _alive(storage, trial._trial_id):
+        try:
+            outcome = here.perform(job)
+        except HwoptError as error:  # a full disk: another worker may have room
+            with contextlib.suppress(UpdateFinishedTrialError):
+                storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+            raise error.at(f"worker {here.name}") from None
+    crossing("worker.worked")
+    try:
+        storage.set_trial_user_attr(trial._trial_id, "outcome", canonical_json(outcome.to_json()))
+        crossing("worker.told")
+        storage.set_trial_state_values(trial._trial_id, state=TrialState.COMPLETE, values=[0.0])
+    except UpdateFinishedTrialError:
+        progress("the lease ran out; another worker has this job")
+
+
+@contextmanager
+def _alive(storage: BaseStorage, trial_id: int) -> Iterator[None]:
+    """Move the counter of a job while it is worked at."""
+    end = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while True:
+            with contextlib.suppress(Exception):  # the storage may be away for a moment
+                storage.set_trial_user_attr(trial_id, "beat", count)
+            count += 1
+            if end.wait(1.0):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+@contextmanager
+def _own_store(store: Store) -> Iterator[Store]:
+    """A store for one worker, beside those of others on the same machine."""
+    for place in range(1, _SHARES + 1):
+        own = Store(store.root / "workers" / str(place))
+        own.root.mkdir(parents=True, exist_ok=True)
+        taken = Store(own.root / "taken")
+        try:
+            with taken.locked(0.0):
+                yield own
+                return
+        except LockHeldError:
+            continue
+    raise LockHeldError(f"{_SHARES} workers have their stores in {store.root}", fix="give another --store")
+
+
+def _study(storage: BaseStorage, name: str) -> optuna.Study:
+    quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+
+
+def _found(storage: BaseStorage, name: str) -> int | None:
+    try:
+        return storage.get_study_id_from_name(name)
+    except KeyError:
+        return None
+
+
+def _waiting(facts: dict[str, JSON]) -> FrozenTrial:
+    return FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=TrialState.WAITING,
+        value=None,
+        values=None,
+        datetime_start=None,
+        datetime_complete=None,
+        params={},
+        distributions={},
+        user_attrs=facts,
+        system_attrs={"queued": datetime.now().isoformat()},
+        intermediate_values={},
+    )
+
+
+def tag_of(subject: Subject) -> str:
+    """What a machine must be to work for a search: one of the target's kind, because its times and its arithmetic
+    are part of what is found."""
+    target = next(t for t in subject.profile.targets if t.name == subject.target)
+    return _host_tag() if target.name == HOST_CPU else target.name
+
+
+def _host_tag() -> str:
+    device = host_profile()
+    return f"{HOST_CPU}: {device.name if device else platform.machine()}, {this_host.detect().cpu}"
+
+
+def tags_here(subject: Subject) -> set[str]:
+    """What this machine may be taken for: itself, and every target of the profile that is served here."""
+    served = {row.target for row in prepare(subject.profile).plan.rows if row.unavailable is None}
+    return {_host_tag(), *(served - {HOST_CPU})}

@@ -1,0 +1,212 @@
+"""One search from the profile to the winner's run: what ``hwopt search`` does."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
+
+import hwopt
+from hwopt.core.canonical import JSON, pretty_json
+from hwopt.core.profile import PipelineProfile
+from hwopt.core.stage import Progress
+from hwopt.engine import pipeline as engine
+from hwopt.errors import ConfigError, LockHeldError
+from hwopt.plugins import load_reference
+from hwopt.search.lead import Lead
+from hwopt.search.ledger import Ledger, Trial, importances, open_storage
+from hwopt.search.perform import Here
+from hwopt.search.subject import Subject, written
+from hwopt.store.atomic import write_text
+from hwopt.store.store import Store
+
+_BEAT_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How a search is done, beside what the profile says."""
+
+    study: str | None = None  # its name; None: the profile's
+    storage: str | None = None  # address; None: a file in the store
+    crew: str = "here"
+    seconds: float | None = None
+    refit: bool = True  # train the winner on all data and judge it on the test split
+    lease_seconds: float = 60.0  # without a sign of life, a worker's job is given to another
+
+
+def search(
+    profile: PipelineProfile,
+    store: Store,
+    progress: Progress,
+    wish: Wish,
+    on_record: Callable[[str, dict[str, Any]], None] = lambda run, record: None,
+) -> dict[str, Any]:
+    """Search, then run the winner; the document that ``--json`` prints, with the run's record in ``record``.
+
+    Raises:
+        ConfigError: the profile, the limits or the storage; LockHeldError: another search of that name is led.
+    """
+    subject = Subject.of(profile)
+    if wish.seconds is not None and subject.settings.seconds is None:
+        subject = replace(subject, settings=subject.settings.model_copy(update={"seconds": wish.seconds}))
+    name = wish.study or profile.name
+    folder = store.root / "search" / name
+    here = Here(subject=subject, store=store, progress=lambda text: progress("    " + text))
+    identity = identity_of(subject, here)
+    with _led(folder, name):
+        ledger = Ledger(open_storage(wish.storage, store.root / "search"), name, subject, identity=identity)
+        with leading(ledger, progress, shared=wish.storage is not None) as still_mine:
+            crew = (
+                load_reference(_crew(wish, ledger))(here)
+                if wish.crew == "here"
+                else _far_crew(wish, ledger, subject)
+            )
+
+            def keep(trials: Sequence[Trial]) -> None:
+                _keep(folder, lead, "it goes on")
+
+            lead = Lead(
+                subject=subject,
+                ledger=ledger,
+                crew=crew,
+                progress=progress,
+                on_trial=keep,
+                stopping=still_mine,
+            )
+            progress(
+                f"search {name}: {lead.proposer.sampler} over {len(subject.settings.space)} axes, "
+                f"{subject.settings.trials} trials on {subject.target}"
+            )
+            try:
+                why = lead.run()
+            finally:
+                crew.close()
+            ledger.set_attribute("closed", why)
+        found = _keep(folder, lead, why)
+        winner = lead.winner()
+        if winner is not None and wish.refit:
+            run_id, record = refit(subject, winner, store, progress, on_record)
+            found |= {"run": run_id, "record": record}
+    found["importance"] = dict[str, JSON](importances(lead.trials, subject))
+    return found
+
+
+def refit(
+    subject: Subject,
+    winner: Trial,
+    store: Store,
+    progress: Progress,
+    on_record: Callable[[str, dict[str, Any]], None],
+) -> tuple[str, dict[str, Any]]:
+    """Train the winner on the whole training split, and look at the test split: once, and after the search."""
+    progress(f"the winner is trial {winner.number}; it is trained on all data and judged on the test split")
+    best = subject.changed(winner.sample)
+    profile = replace(best, name=f"{subject.profile.name}-winner"[:64])
+    return engine.run(profile, store, progress, reference=subject.profile, on_record=on_record)
+
+
+def _keep(folder: Path, lead: Lead, why: str) -> dict[str, Any]:
+    """Write down what is known so far, for those who look while it goes on."""
+    found = lead.summary(why)
+    write_text(folder / "search.json", pretty_json(found))
+    winner = lead.winner()
+    if winner is not None:
+        write_text(folder / "winner.yaml", written(lead.subject, winner.sample, lead.subject.profile.path))
+    return found
+
+
+def identity_of(subject: Subject, here: Here) -> dict[str, JSON]:
+    """What must be the same wherever a part of the search is done."""
+    return {
+        "profile": subject.digest,
+        "data": here.data_digest(),
+        "hwopt": hwopt.__version__,
+        "optuna": importlib.metadata.version("optuna"),
+    }
+
+
+def _crew(wish: Wish, ledger: Ledger) -> str:
+    crews = load_reference("hwopt.search.crews:CREWS")
+    return str(crews[wish.crew])
+
+
+def _far_crew(wish: Wish, ledger: Ledger, subject: Subject) -> Any:
+    if wish.crew == "queue" and wish.storage is None:
+        raise ConfigError(
+            "workers find their jobs in a shared storage", fix="give --storage postgresql://USER@HOST/DB"
+        )
+    return load_reference(_crew(wish, ledger)).lead(ledger, subject, wish.lease_seconds)
+
+
+@contextmanager
+def _led(folder: Path, name: str) -> Iterator[None]:
+    """One lead a study on this machine; the kernel frees the place of a dead one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise LockHeldError(
+            f"another process leads the search {name!r}",
+            where=str(folder),
+            fix="wait for it, or give another --study",
+        ) from None
+
+
+@contextmanager
+def leading(ledger: Ledger, progress: Progress, *, shared: bool) -> Iterator[Callable[[], str | None]]:
+    """One lead a study among all machines: a counter in the study moves while it lives.
+
+    Clocks are not compared: another lead counts as dead once its counter stood still for a while on ours.
+    """
+    if not shared:  # the lock of the file system is enough
+        yield lambda: None
+        return
+    mine, seen = secrets.token_hex(8), ledger.attribute("lead")
+    if seen is not None and not seen.get("over"):
+        deadline = time.monotonic() + 3 * _BEAT_SECONDS
+        progress("another lead was here; waiting to see whether it lives")
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            now = ledger.attribute("lead")
+            if now is not None and now.get("over"):
+                break
+            if now != seen:
+                raise LockHeldError(
+                    f"the search {ledger.name!r} is led by another process",
+                    fix="wait for it, or give another --study",
+                )
+    ledger.set_attribute("lead", {"id": mine, "beat": 0})
+    end, lost = threading.Event(), list[str]()
+
+    def beat() -> None:
+        count = 0
+        while not end.wait(_BEAT_SECONDS):
+            count += 1
+            with contextlib.suppress(
+                Exception
+            ):  # the storage is away for a moment; the lead's own calls say so
+                if (ledger.attribute("lead") or {}).get("id") != mine:
+                    lost.append("another process has taken the lead")
+                    return
+                ledger.set_attribute("lead", {"id": mine, "beat": count})
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield lambda: lost[0] if lost else None
+    finally:
+        end.set()
+        thread.join()
+        if not lost:
+            ledger.set_attribute("lead", {"id": mine, "over": True})

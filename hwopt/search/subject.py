@@ -1,0 +1,357 @@
+"""What is searched: a profile, its space, its objectives and its limits; and the profile of one sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from hwopt.config import profile as profiles
+from hwopt.config.yaml_text import Document, parse
+from hwopt.core.canonical import JSON, canonical_json, digest_of
+from hwopt.core.choices import NoOptions
+from hwopt.core.profile import Candidate, Link, PipelineProfile, Requirement
+from hwopt.core.search import CANDIDATE, STRUCTURAL, Holdout, Objective, SearchSettings
+from hwopt.core.stage import StageSpec
+from hwopt.errors import ConfigError, Problem
+from hwopt.plugins import did_you_mean, resolve
+from hwopt.search.job import Job, Sample
+from hwopt.search.values import Value, excess
+
+_BY: Final = "search.space"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A profile with a section ``search``, its defaults filled in.
+
+    Attributes:
+        limits: the requirements that concern the target of the search.
+    """
+
+    profile: PipelineProfile
+    settings: SearchSettings
+    target: str
+    candidate: str
+    objectives: tuple[Objective, ...]
+    limits: tuple[Requirement, ...]
+
+    @classmethod
+    def of(cls, profile: PipelineProfile) -> Subject:
+        """Check what can be checked without running anything.
+
+        Raises:
+            ConfigError: with every problem: no section ``search``, an axis that leads nowhere, limits that
+                contradict each other.
+        """
+        settings, at = profile.search, profile.where("search")
+        if settings is None:
+            fix = "write search: {space: {train.optimizer.lr: {log: [1e-4, 1e-1]}}}"
+            raise ConfigError("the profile has no section search", where=str(profile.path), fix=fix)
+        problems: list[Problem] = []
+        targets, names = [t.name for t in profile.targets], [c.name for c in profile.candidates]
+        chained = [c.name for c in profile.candidates if c.chain]
+        target = settings.target or targets[0]
+        candidate = settings.candidate or next(iter(chained), names[0])
+        for key, given, known in (("target", target, targets), ("candidate", candidate, names)):
+            if given not in known:
+                text = f"search.{key} names {given!r}, which the profile does not have"
+                problems.append(Problem(problem=text, where=at, fix=did_you_mean(given, known)))
+        for one in settings.space[CANDIDATE].one_of or () if CANDIDATE in settings.space else ():
+            if one not in names:
+                text = f"the axis candidate lists {one!r}, which is no candidate of the profile"
+                problems.append(Problem(problem=text, where=at, fix=did_you_mean(str(one), names)))
+        limits = tuple(r for r in profile.requirements if r.target in {None, target})
+        problems += contradictions(limits, profile.where("requirements"))
+        unserved = {r.metric for r in limits} & {"integer_share"}
+        for metric in sorted(unserved):
+            text = f"{metric} is judged by a gate, and no limit of a search"
+            problems.append(
+                Problem(
+                    problem=text, where=profile.where("requirements"), fix="move it to a policy: hwopt gate"
+                )
+            )
+        if problems:
+            raise ConfigError.of(problems)
+        objectives = settings.objectives or _default_objectives(limits)
+        if settings.sampler == "nsga" and len(objectives) < 2:
+            raise ConfigError("nsga serves several objectives", where=at, fix="name two in search.objectives")
+        made = cls(
+            profile=profile,
+            settings=settings,
+            target=target,
+            candidate=candidate,
+            objectives=objectives,
+            limits=limits,
+        )
+        made.check_axes()
+        return made
+
+    # --- samples ----------------------------------------------------------------------------------------
+
+    def document(self) -> Document:
+        """The profile as read, to be changed."""
+        return parse(self.profile.text, self.profile.path)
+
+    def changed(self, sample: Sample) -> PipelineProfile:
+        """The profile with the values of a sample; keys of closed axes are taken out of it.
+
+        Raises:
+            ConfigError: the values are not legal there.
+        """
+        document = self.document()
+        for name in self.settings.ordered():
+            if name == CANDIDATE:
+                continue
+            if name in sample:
+                profiles.put(document, name, sample[name], _BY)
+            elif self.settings.space[name].when:
+                profiles.drop(document, name, _BY)
+        text = f"{self.profile.text}\n# search: {canonical_json(dict(sample))}"
+        changed = profiles.checked(document, text)
+        name = str(sample.get(CANDIDATE, self.candidate))
+        chosen = tuple(c for c in changed.candidates if c.name == name)
+        return replace(
+            changed,
+            candidates=chosen,
+            targets=tuple(t for t in changed.targets if t.name == self.target),
+            requirements=self.limits,
+        )
+
+    def of_job(self, job: Job, samples: int) -> tuple[PipelineProfile, PipelineProfile, str]:
+        """The profiles of a job and of the float model that it is compared with, and the candidate's name.
+
+        Args:
+            samples: of the whole training split.
+        """
+        seen = self.settings.validation
+        holdout = Holdout(fold=job.fold, folds=seen.folds, seed=self.settings.seed)
+        changed = replace(self.changed(job.sample), holdout=holdout)
+        changed = replace(changed, seed=changed.seed + job.seed)
+        reference = replace(self.profile, holdout=holdout)
+        if not job.trained:
+            changed, reference = untrained(changed), untrained(reference)
+        elif job.share < 1:
+            changed = shortened(changed, job.share, samples - samples // seen.folds)
+        return changed, reference, str(job.sample.get(CANDIDATE, self.candidate))
+
+    def defaults(self) -> Sample:
+        """What the profile itself says, of the axes where it says something that the axis may take."""
+        document, found = self.document(), dict[str, JSON]()
+        for name in self.settings.ordered():
+            if not self.settings.is_open(name, found):
+                continue
+            there, value = (True, self.candidate) if name == CANDIDATE else profiles.look(document, name)
+            if not there:
+                there, value = default_of(self.profile, name)
+            if there and self.settings.space[name].holds(value):
+                found[name] = value
+        return found
+
+    def check_axes(self) -> None:
+        """ConfigError where an axis names a key that no profile has, or a value that it cannot take.
+
+        One axis at a time is set to each of its choices, or to its ends; conditions are met on the way.
+        """
+        problems: dict[str, Problem] = {}
+        base = self.defaults()
+        for name, axis in self.settings.space.items():
+            if name.partition(".")[0] in {"search", "requirements", "targets", "name", "data"}:
+                text = f"search.space: {name} is what the search is about, and cannot be searched itself"
+                problems[name] = Problem(
+                    problem=text, where=self.profile.where("search"), fix="remove the axis"
+                )
+                continue
+            values = list(axis.one_of) if axis.one_of is not None else list(axis.ends)
+            reasons = list[Problem]()
+            for value in values:
+                sample = self._with(base, name, value)
+                try:
+                    self.changed(sample)
+                except ConfigError as error:
+                    reasons += error.problems
+            if reasons and len(reasons) >= len(values):  # not one value is legal: the axis is wrong
+                text = f"search.space: {name} cannot be set: {reasons[0].problem}"
+                problems[name] = Problem(problem=text, where=self.profile.where("search"), fix=reasons[0].fix)
+        if problems:
+            raise ConfigError.of(list(problems.values()))
+
+    def _with(self, base: Sample, name: str, value: JSON) -> dict[str, JSON]:
+        """A sample in which an axis has a value, and those that it depends on let it."""
+        sample = {**base, name: value}
+        for parent, wanted in self.settings.space[name].when.items():
+            allowed = wanted if isinstance(wanted, list) else [wanted]
+            if sample.get(parent) not in allowed:
+                sample = self._with(sample, parent, allowed[0])
+        return {n: v for n, v in sample.items() if self.settings.is_open(n, sample)}
+
+    # --- limits and objectives --------------------------------------------------------------------------
+
+    def metrics(self, *, trained: bool) -> set[str]:
+        """What a job has to find out."""
+        wanted = {str(o.metric) for o in self.objectives} | {str(r.metric) for r in self.limits}
+        if trained and self.settings.halving is not None:
+            wanted.add(self.rung_metric)
+        if wanted & STRUCTURAL:
+            wanted.add("file_bytes")  # of two as fast, the smaller is shipped
+        return wanted if trained else wanted & STRUCTURAL
+
+    @property
+    def rung_metric(self) -> str:
+        """What halving goes by."""
+        chosen = self.settings.halving.on if self.settings.halving is not None else None
+        known = [o.metric for o in self.objectives if o.metric in {"accuracy", "validation_accuracy", "f1"}]
+        return chosen or (known[0] if known else "accuracy")
+
+    def excesses(self, values: Mapping[str, Value]) -> dict[str, float]:
+        """How far each limit is missed, of those that are known."""
+        found = {str(r): excess(r, values.get(r.metric)) for r in self.limits}
+        return {name: e for name, e in found.items() if e is not None}
+
+    @property
+    def digest(self) -> str:
+        """Of what must be the same on every machine, and after a resume: all but how long is searched."""
+        open_ends = {"trials", "seconds", "stop", "restarts"}
+        settings = {k: v for k, v in self.settings.to_json().items() if k not in open_ends}
+        document = self.document()
+        value: Any = document.value
+        rest = {k: v for k, v in value.items() if k not in {"search", "release", "track", "compare"}}
+        return digest_of({"search": settings, "profile": rest})
+
+
+def contradictions(limits: tuple[Requirement, ...], where: str) -> list[Problem]:
+    """Limits that no version can keep, whatever it is."""
+    found: list[Problem] = []
+    for metric in dict.fromkeys(r.metric for r in limits):
+        mine = [r for r in limits if r.metric == metric]
+        lowest = max((r.min for r in mine if r.min is not None), default=-math.inf)
+        highest = min((r.max for r in mine if r.max is not None), default=math.inf)
+        if lowest > highest:
+            text = f"{metric} is to be at least {lowest:g} and at most {highest:g}: no version can be both"
+            found.append(Problem(problem=text, where=where, fix="remove one of the two"))
+        least, most = _RANGES.get(metric, (-math.inf, math.inf))
+        if lowest > most or highest < least:
+            bound = lowest if lowest > most else highest
+            text = f"{metric} is never {'above' if lowest > most else 'below'} {most if lowest > most else least:g}"
+            found.append(
+                Problem(problem=f"{text}, and the limit is {bound:g}", where=where, fix="mend the limit")
+            )
+    speed = [r for r in limits if r.metric in {"speedup", "relative_latency"}]
+    slow = max((1 / r.min if r.metric == "relative_latency" and r.min else 0.0 for r in speed), default=0.0)
+    fast = max((r.min for r in speed if r.metric == "speedup" and r.min), default=0.0)
+    if slow and fast > slow:
+        text = f"a speed-up of {fast:g} is a relative latency of {1 / fast:.3g}, and {1 / slow:g} is the least allowed"
+        found.append(Problem(problem=text, where=where, fix="remove one of the two"))
+    return found
+
+
+_RANGES: Final = {
+    "accuracy": (0.0, 1.0),
+    "accuracy_drop": (-1.0, 1.0),
+    "f1": (0.0, 1.0),
+    "agreement": (0.0, 1.0),
+    "latency_ms": (0.0, math.inf),
+    "relative_latency": (0.0, math.inf),
+    "speedup": (0.0, math.inf),
+    "file_bytes": (1.0, math.inf),
+    "activation_bytes": (1.0, math.inf),
+    "parameters": (1.0, math.inf),
+    "macs": (1.0, math.inf),
+}
+
+
+def _default_objectives(limits: tuple[Requirement, ...]) -> tuple[Objective, ...]:
+    """The fastest where accuracy is bounded, else the most accurate."""
+    if any(r.metric in {"accuracy", "accuracy_drop", "f1"} for r in limits):
+        bounded = [r.metric for r in limits if r.metric in {"latency_ms", "relative_latency", "speedup"}]
+        chosen: Any = bounded[0] if bounded else "relative_latency"
+        return (Objective(metric=chosen),)
+    return (Objective(metric="accuracy"),)
+
+
+def default_of(profile: PipelineProfile, name: str) -> tuple[bool, JSON]:
+    """The value of a key that the profile does not write out, from the settings it was checked into."""
+    head, *rest = profiles.parts_of(name)
+    sections: dict[str, Any] = {
+        "train": profile.source.config,
+        "benchmark": profile.benchmark,
+        "estimate": profile.estimate,
+    }
+    value: Any = sections.get(head)
+    if head == "model":
+        value = dict(profile.model.options)
+    for part in rest:
+        if value is None:
+            return False, None
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+    if value is None and rest[-1:] == ["lr"]:
+        value = default_of(profile, ".".join([head, *rest[:-1], "rate"]))[1]
+    plain = isinstance(value, bool | int | float | str)
+    return plain, value if plain else None
+
+
+def untrained(profile: PipelineProfile) -> PipelineProfile:
+    """The profile whose networks keep their fresh weights; chains keep what changes their structure."""
+    source = profile.source
+    if source.stage == "train":
+        source = Link(stage="untrained", config=NoOptions(), where=source.where)
+    candidates = []
+    for candidate in profile.candidates:
+        chain = []
+        for link in candidate.chain:
+            spec: StageSpec = resolve("stage", link.stage)
+            config = spec.untrained(link.config) if spec.untrained is not None else link.config
+            if config is not None:
+                chain.append(replace(link, config=config))
+        candidates.append(Candidate(name=candidate.name, chain=tuple(chain), where=candidate.where))
+    return replace(profile, source=source, candidates=tuple(candidates))
+
+
+def undecided(profile: PipelineProfile, candidate: str) -> str | None:
+    """The stage of a chain whose structure only training decides; None where all is known before."""
+    chain = next(c.chain for c in profile.candidates if c.name == candidate)
+    return next((link.stage for link in chain if resolve("stage", link.stage).untrained is None), None)
+
+
+def shortened(profile: PipelineProfile, share: float, samples: int) -> PipelineProfile:
+    """The profile with a share of every training's steps; of the epochs where steps cannot be bounded."""
+
+    def less(config: Any) -> Any:
+        fields = type(config).model_fields
+        update: dict[str, int] = {}
+        if "max_steps" in fields:
+            kept = samples - round(samples * config.validation_share)
+            size = kept if config.batch_size == "full" else config.batch_size
+            whole = math.ceil(kept / size) * config.epochs
+            update["max_steps"] = max(1, round(min(whole, config.max_steps or whole) * share))
+        elif "epochs" in fields and getattr(config, "method", "qat") == "qat":
+            update["epochs"] = max(1, round(config.epochs * share))
+        return config.model_copy(update=update) if update else config
+
+    source = replace(profile.source, config=less(profile.source.config))
+    candidates = tuple(
+        replace(c, chain=tuple(replace(link, config=less(link.config)) for link in c.chain))
+        for c in profile.candidates
+    )
+    return replace(profile, source=source, candidates=candidates)
+
+
+def written(subject: Subject, sample: Sample, path: Path) -> str:
+    """The winner's profile as YAML that stands by itself, without the search."""
+    import yaml
+
+    document = subject.document()
+    for name in subject.settings.ordered():
+        if name == CANDIDATE:
+            continue
+        if name in sample:
+            profiles.put(document, name, sample[name], _BY)
+        elif subject.settings.space[name].when:
+            profiles.drop(document, name, _BY)
+    value: Any = document.value
+    value = {k: v for k, v in value.items() if k != "search"}
+    return f"# Found by hwopt search in {path.name}.\n" + str(
+        yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    )
