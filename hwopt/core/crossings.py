@@ -27,6 +27,18 @@ NAMES: Final = (
     "run.recorded",
     "run.indexed",
 )
+SEARCH_NAMES: Final = (
+    "search.proposed",
+    "search.begun",  # the trial is in the ledger
+    "search.worked",  # a job's outcome is here
+    "search.noted",  # and in the ledger
+    "search.decided",
+    "search.told",  # its numbers are in the ledger, its state is not
+    "search.finished",
+    "worker.claimed",
+    "worker.worked",
+    "worker.told",
+)
 _passed: dict[str, int] = {}
 
 

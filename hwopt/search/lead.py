@@ -62,15 +62,15 @@ class Lead:
         started, settings = time.monotonic(), self.subject.settings
         for trial in [t for t in self.trials if t.status == "running"]:
             self._advance(trial)
-        why: str | None = None
+        final: str | None = None
         while True:
-            if why is None:
-                over = settings.seconds is not None and time.monotonic() - started >= settings.seconds
-                why = "the time is over" if over else self.stopping() or self._enough()
+            over = settings.seconds is not None and time.monotonic() - started >= settings.seconds
+            final = final or ("the time is over" if over else self.stopping())
+            why = final or self._enough()  # a trial that turns out not to fit makes room for another
             while why is None and self.crew.room() > 0:
                 sample = self._next()
                 if sample is None:
-                    why = "every version of the space was tried"
+                    why = final = "every version of the space was tried"
                     break
                 crossing("search.proposed")
                 trial = self.ledger.begin(sample)

@@ -24,6 +24,7 @@ from optuna.study import StudyDirection as Direction
 from optuna.trial import FrozenTrial, TrialState
 
 from hwopt.core.canonical import JSON, canonical_json
+from hwopt.core.crossings import crossing
 from hwopt.core.search import Axis
 from hwopt.errors import ConfigError, EngineMissingError
 from hwopt.search.job import Outcome, Sample
@@ -123,8 +124,12 @@ class Ledger:
         found = []
         for frozen in self.study.get_trials(deepcopy=False):
             text = frozen.user_attrs.get(_KEY)
-            if text is not None:
-                found.append(Trial.from_json({**json.loads(text), "number": frozen.number}))
+            if text is None:
+                continue
+            trial = Trial.from_json({**json.loads(text), "number": frozen.number})
+            if frozen.state is TrialState.RUNNING and trial.status != "running":
+                self.finish(trial)  # a kill came between its numbers and its state
+            found.append(trial)
         return found
 
     def begin(self, sample: Sample) -> Trial:
@@ -161,11 +166,13 @@ class Ledger:
         if trial.reason:
             self.storage.set_trial_user_attr(trial_id, "reason", trial.reason)
         handle = optuna.trial.Trial(self.study, trial_id)
+        there = handle.constraints
         for name, excess in self.subject.excesses(trial.all_values).items():
-            if math.isfinite(excess):
+            if math.isfinite(excess) and name not in there:
                 handle.set_constraint(name, excess)
         for place, value in enumerate(trial.rungs.values()):
             self.storage.set_trial_intermediate_value(trial_id, place, value.estimate)
+        crossing("search.told")
         values = [trial.all_values.get(o.metric) for o in self.subject.objectives]
         if trial.status == "ok" and all(v is not None for v in values):
             state, numbers = TrialState.COMPLETE, [v.estimate for v in values if v is not None]

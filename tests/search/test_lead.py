@@ -1,0 +1,239 @@
+"""The lead over made-up landscapes: limits first, halving, fronts, ends, resumes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.storages import InMemoryStorage
+
+from hwopt.errors import ConfigError
+from hwopt.search.job import Job
+from hwopt.search.lead import Lead, described
+from hwopt.search.ledger import open_storage
+from tests.search.subjects import LR, MadeUp, lead, samples, subject
+
+WIDTH = {"model.hidden.0": {"integers": [8, 64]}}
+MACS = {"metric": "macs", "max": 2000}
+
+
+def quality(job: Job) -> float:
+    lr = float(str(job.sample.get("train.optimizer.lr", 3e-3)))
+    width = float(str(job.sample.get("model.hidden.0", 32)))
+    return 0.99 - 0.05 * abs(math.log10(lr) + 2.5) - 0.3 / width
+
+
+def landscape(job: Job) -> dict[str, float]:
+    """Wider is better and dearer."""
+    macs = 64.0 * float(str(job.sample.get("model.hidden.0", 32)))
+    known = {"macs": macs, "file_bytes": 4 * macs}
+    return {**known, "accuracy": quality(job) * (0.9 + 0.1 * job.share)} if job.trained else known
+
+
+def test_what_cannot_fit_is_never_trained(tmp_path: Path) -> None:
+    crew = MadeUp(landscape)
+    one = lead(subject(tmp_path, {**WIDTH, **LR}, [MACS], trials=12), crew)
+    assert one.run() == "12 trials are done"
+    wide = [t for t in one.trials if float(str(t.sample["model.hidden.0"])) * 64 > 2000]
+    assert wide
+    assert all(t.status == "infeasible" and t.known["macs"].estimate > 2000 for t in wide)
+    trained = {job.trial for job in crew.jobs if job.trained}
+    assert trained.isdisjoint(t.number for t in wide)
+    assert len(trained) == 12
+    winner = one.winner()
+    assert winner is not None
+    assert winner.all_values["macs"].estimate <= 2000
+    kept = [t for t in one.trials if t.status == "ok"]
+    assert winner.all_values["accuracy"].estimate == max(t.all_values["accuracy"].estimate for t in kept)
+
+
+def test_limits_that_no_version_keeps_are_told_before_training(tmp_path: Path) -> None:
+    crew = MadeUp(landscape)
+    one = lead(subject(tmp_path, WIDTH, [{"metric": "macs", "max": 100}], trials=5), crew)
+    with pytest.raises(
+        ConfigError, match=r"none of 25 versions can keep the limits.*nearest is hidden.0 8|0 8"
+    ):
+        one.run()
+    assert not any(job.trained for job in crew.jobs)
+
+
+def test_an_interval_across_the_limit_is_not_refused(tmp_path: Path) -> None:
+    crew = MadeUp(landscape, spread=200.0)
+    one = lead(subject(tmp_path, {"model.hidden.0": {"one_of": [16, 33, 60]}}, [MACS], trials=3), crew)
+    one.run()
+    assert {t.sample["model.hidden.0"]: t.status for t in one.trials} == {
+        16: "ok",
+        33: "ok",
+        60: "infeasible",
+    }
+    assert [t.sample["model.hidden.0"] for t in one.eligible()] == [16]  # only it surely keeps the limit
+
+
+def test_halving_gives_up_early_and_keeps_the_best(tmp_path: Path) -> None:
+    crew = MadeUp(landscape)
+    full = lead(subject(tmp_path, LR, trials=27, sampler="random"), MadeUp(landscape))
+    full.run()
+    one = lead(subject(tmp_path, LR, trials=27, sampler="random", halving={}), crew)
+    one.run()
+    assert samples(one) == samples(full)
+    spent = sum(t.cpu_seconds for t in one.trials)
+    assert spent <= 0.5 * 27, spent
+    best = max(full.trials, key=lambda t: t.values["accuracy"].estimate)
+    winner = one.winner()
+    assert winner is not None
+    assert winner.number == best.number
+    rejected = [t for t in one.trials if t.status == "rejected"]
+    assert rejected
+    assert all("of the training" in str(t.reason) for t in rejected)
+    assert "place" in str(rejected[0].reason)
+
+
+def test_two_objectives_reject_what_is_dominated(tmp_path: Path) -> None:
+    crew = MadeUp(landscape)
+    both: list[dict[str, Any]] = [{"metric": "accuracy"}, {"metric": "macs"}]
+    one = lead(subject(tmp_path, {**WIDTH, **LR}, trials=30, objectives=both, halving={}), crew)
+    one.run()
+    found = one.front()
+    assert len(found) >= 2
+    for a, b in itertools.permutations(found, 2):
+        assert a.values["accuracy"].estimate > b.values["accuracy"].estimate or (
+            a.known["macs"].estimate < b.known["macs"].estimate
+        )
+    assert any("dominated by trial" in str(t.reason) for t in one.trials if t.status == "rejected")
+
+
+def test_folds_and_seeds(tmp_path: Path) -> None:
+    crew = MadeUp(lambda job: {"accuracy": 0.9 + 0.01 * job.fold + 0.001 * job.seed})
+    one = lead(subject(tmp_path, LR, trials=1, validation={"folds": 3, "used": 3, "seeds": 2}), crew)
+    one.run()
+    assert [(j.fold, j.seed) for j in crew.jobs] == [(f, s) for f in range(3) for s in range(2)]
+    value = one.trials[0].values["accuracy"]
+    assert value.estimate == pytest.approx(0.9105)
+    assert value.low < value.estimate < value.high
+
+
+def test_a_crashed_trial_is_a_result_with_a_reason(tmp_path: Path) -> None:
+    def measure(job: Job) -> dict[str, float]:
+        if float(str(job.sample["train.optimizer.lr"])) > 0.01:
+            raise ValueError("the loss became NaN")
+        return {"accuracy": quality(job)}
+
+    one = lead(subject(tmp_path, LR, trials=10), MadeUp(measure))
+    one.run()
+    failed = [t for t in one.trials if t.status == "failed"]
+    assert failed
+    assert {t.reason for t in failed} == {"the loss became NaN"}
+    assert one.winner() is not None
+    counts = one.summary("over")["counts"]
+    assert counts["failed"] + counts["ok"] == 10
+
+
+def test_the_defaults_come_first_and_the_lead_says_whether_it_is_sure(tmp_path: Path) -> None:
+    for spread, sure in ((0.0, True), (0.5, False)):
+        one = lead(subject(tmp_path, LR, trials=8), MadeUp(lambda job: {"accuracy": quality(job)}, spread))
+        one.run()
+        assert one.trials[0].sample == {"train.optimizer.lr": 1e-3}
+        winner = one.winner()
+        assert winner is not None
+        assert one.sure(winner) is sure
+
+
+def test_patience(tmp_path: Path) -> None:
+    crew = MadeUp(lambda job: {"accuracy": 0.9})
+    one = lead(subject(tmp_path, LR, trials=100, stop={"patience": 4}), crew)
+    assert one.run() == "the last 4 trials brought nothing better"
+    assert len(one.trials) == 5
+    steady = lead(
+        subject(tmp_path, LR, trials=12, stop={"patience": 4}),
+        MadeUp(lambda job: {"accuracy": 0.1 + job.trial / 100}),
+    )
+    assert steady.run() == "12 trials are done"
+
+
+def test_an_exhausted_space_and_the_time(tmp_path: Path) -> None:
+    small = {"train.batch_size": {"one_of": [16, 32, 64]}}
+    one = lead(subject(tmp_path, small, trials=50, sampler="tpe"), MadeUp(lambda job: {"accuracy": 0.9}))
+    assert one.run() == "every version of the space was tried"
+    assert len(one.trials) == 3
+    hurried = lead(subject(tmp_path, LR, seconds=1e-9), MadeUp(lambda job: {"accuracy": 0.9}))
+    assert hurried.run() == "the time is over"
+    assert not hurried.trials
+
+
+class Killed(BaseException):
+    """As a signal would."""
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_resumed_it_goes_on_as_if_nothing_had_been(sampler: str, tmp_path: Path) -> None:
+    of = subject(tmp_path, {**WIDTH, **LR}, [MACS], trials=14, sampler=sampler, halving={})
+    whole = lead(of, MadeUp(landscape))
+    whole.run()
+    storage = open_storage(None, tmp_path / "store")
+    jobs: list[Job] = []
+    for limit in (1, 2, 3, 5, 8, 13, 1000):
+
+        def measure(job: Job, limit: int = limit, done: list[Job] = []) -> dict[str, float]:  # noqa: B006
+            if len(done) >= limit:
+                done.clear()
+                raise Killed
+            done.append(job)
+            jobs.append(job)
+            return landscape(job)
+
+        one = lead(of, MadeUp(measure), storage)
+        try:
+            one.run()
+        except Killed:
+            continue
+    assert [(t.sample, t.status, t.values) for t in one.trials] == [
+        (t.sample, t.status, t.values) for t in whole.trials
+    ]
+    assert len({job.key for job in jobs}) == len(jobs), "a finished job was done again"
+    assert one.winner() == whole.winner() or _number(one) == _number(whole)
+    more = lead(
+        subject(tmp_path, {**WIDTH, **LR}, [MACS], trials=16, sampler=sampler, halving={}),
+        MadeUp(landscape),
+        storage,
+    )
+    more.run()  # trials are counted in all
+    assert sum(t.status != "infeasible" for t in more.trials) == 16
+
+
+def _number(one: Lead) -> int | None:
+    winner = one.winner()
+    return None if winner is None else winner.number
+
+
+def test_another_question_in_the_same_study_is_refused(tmp_path: Path) -> None:
+    storage = InMemoryStorage()
+    lead(subject(tmp_path, LR), MadeUp(landscape), storage)
+    with pytest.raises(ConfigError, match="was begun with another profile"):
+        lead(subject(tmp_path, WIDTH), MadeUp(landscape), storage)
+    lead(
+        subject(tmp_path, LR, trials=7, seconds=5.0), MadeUp(landscape), storage
+    )  # how long is no part of it
+
+
+def test_optuna_sees_the_same(tmp_path: Path) -> None:
+    one = lead(subject(tmp_path, {**WIDTH, **LR}, [MACS], trials=12), MadeUp(landscape))
+    one.run()
+    study = one.ledger.study
+    winner = one.winner()
+    assert winner is not None
+    assert study.best_trial.number == winner.number
+    assert study.best_value == winner.values["accuracy"].estimate
+    assert study.metric_names == ["accuracy"]
+    states = {t.number: t.state.name for t in study.trials}
+    for trial in one.trials:
+        assert states[trial.number] == {"ok": "COMPLETE", "infeasible": "PRUNED"}[trial.status]
+    first = next(t for t in study.trials if t.number == winner.number)
+    assert first.params["model.hidden.0"] == winner.sample["model.hidden.0"]
+    assert first.constraints["macs ≤ 2000"] <= 0
+
+
+def test_a_sample_in_a_line() -> None:
+    assert described({"candidate": "small", "train.optimizer.lr": 0.1}) == "candidate small, lr 0.1"

@@ -1,0 +1,189 @@
+"""``hwopt search`` as a user runs it: on the bundled digits, killed, resumed, and given nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from hwopt.config.profile import load
+from hwopt.core.crossings import SEARCH_NAMES, VARIABLE
+from tests.conftest import Command, Outcome, hwopt
+
+# A data set whose test split is nonsense: whoever looks at it while searching finds an accuracy of a tenth.
+DATA = """\
+import numpy as np
+from sklearn.datasets import load_digits
+
+def load():
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    return {"x_train": x[:1000], "y_train": y[:1000], "x_test": x[1000:], "y_test": (y[1000:] + 1) % 10}
+"""
+PROFILE = """\
+name: nonsense-test
+threads: 1
+data: {factory: "my_data:load"}
+model: {name: mlp, hidden: [16]}
+train: {epochs: 3, batch_size: 32, optimizer: {lr: 1.0e-2}}
+benchmark: {budget_seconds: 0.2, processes: 1}
+candidates: {float: [], int8: [{quantize: {method: ptq}}]}
+targets: [host-cpu]
+requirements: [{metric: macs, max: 3000}]
+search:
+  sampler: tpe
+  trials: 4
+  candidate: int8
+  objectives: [{metric: accuracy}, {metric: file_bytes}]
+  space:
+    model.hidden.0: {one_of: [8, 16, 24, 32, 64]}
+    train.optimizer.lr: {log: [1e-3, 3e-2]}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("search")
+    (path / "my_data.py").write_text(DATA)
+    (path / "search.yaml").write_text(PROFILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def outcome(folder: Path) -> Outcome:
+    return hwopt("search", "search.yaml", "--json", cwd=folder)
+
+
+def test_it_finds_and_judges(outcome: Outcome, folder: Path) -> None:
+    found = outcome.json
+    assert outcome.code == 0, outcome.err
+    assert found["counts"]["ok"] == 4
+    wide = [t for t in found["trials"] if t["sample"]["model.hidden.0"] in (32, 64)]
+    assert all(t["status"] == "infeasible" and "accuracy" not in t["values"] for t in wide)
+    winner = found["trials"][found["winner"]]
+    assert winner["values"]["macs"] == {
+        "estimate": 64 * 24 + 240,
+        "low": 64 * 24 + 240,
+        "high": 64 * 24 + 240,
+        "tier": "measured",
+    } or (winner["values"]["macs"]["estimate"] <= 3000)
+    assert winner["number"] in found["front"]
+    assert set(found["importance"]) == {"model.hidden.0", "train.optimizer.lr"}
+
+
+def test_the_test_split_is_read_once_and_last(outcome: Outcome) -> None:
+    found = outcome.json
+    trained = [t for t in found["trials"] if t["status"] == "ok"]
+    assert all(t["values"]["accuracy"]["estimate"] > 0.5 for t in trained)
+    shipped = next(r for r in found["record"]["results"] if r["candidate"] == "int8")
+    assert shipped["accuracy"] < 0.2
+    assert "search" not in json.loads(json.dumps(found["record"]["profile"]["path"]))
+
+
+def test_the_winners_profile_stands_by_itself(outcome: Outcome, folder: Path) -> None:
+    assert outcome.code == 0
+    path = folder / ".hwopt" / "search" / "nonsense-test" / "winner.yaml"
+    text = path.read_text()
+    (folder / "winner.yaml").write_text(text)
+    profile: Any = load(folder / "winner.yaml")
+    winner = outcome.json["trials"][outcome.json["winner"]]["sample"]
+    assert profile.model.options["hidden"][0] == winner["model.hidden.0"]
+    assert profile.source.config.optimizer.lr == winner["train.optimizer.lr"]
+    assert profile.search is None
+    kept = json.loads((path.parent / "search.json").read_text())
+    assert kept["winner"] == outcome.json["winner"]
+
+
+def test_again_it_has_nothing_to_do(outcome: Outcome, folder: Path) -> None:
+    again = hwopt("search", "search.yaml", "--json", "--no-refit", cwd=folder)
+    assert again.code == 0, again.err
+    assert again.json["trials"] == outcome.json["trials"]
+    study = optuna.load_study(
+        study_name="nonsense-test", storage=f"sqlite:///{folder}/.hwopt/search/search.db"
+    )
+    assert len(study.trials) == len(again.json["trials"])
+    assert {t.number for t in study.best_trials} >= set(again.json["front"])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "search.begun:2",
+        "search.told:2",
+        *(
+            pytest.param(f"{name}:2", marks=pytest.mark.slow)
+            for name in SEARCH_NAMES
+            if name.startswith("search.")
+        ),
+    ],
+)
+def test_killed_it_goes_on(place: str, folder: Path, outcome: Outcome) -> None:
+    store = folder / place.partition(":")[0]
+    killed = hwopt("search", "search.yaml", "--no-refit", "--store", store, cwd=folder, env={VARIABLE: place})
+    assert killed.code == -signal.SIGKILL, killed.err
+    after = hwopt("search", "search.yaml", "--no-refit", "--json", "--store", store, cwd=folder)
+    assert after.code == 0, after.err
+    facts = [(t["sample"], t["status"], t["values"]) for t in after.json["trials"]]
+    assert facts == [(t["sample"], t["status"], t["values"]) for t in outcome.json["trials"]]
+
+
+def test_interrupted_it_says_how_to_go_on(folder: Path) -> None:
+    store = folder / "interrupted"
+    command = [sys.executable, "-c", "from hwopt.cli.main import main; main()", "search", "search.yaml"]
+    with subprocess.Popen(
+        [*command, "--store", str(store)], cwd=folder, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "trial 0: ok" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stderr.read()
+        assert process.wait(60) == 130, said
+    assert "goes on from there" in said
+    kept = json.loads((store / "search" / "nonsense-test" / "search.json").read_text())
+    assert kept["trials"][0]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--set", "search.space.train.optimizer.lr=3"), 2, "search.space"),
+        (("--set", "requirements=[{metric: macs, max: 10}]"), 2, "none of 20 versions can keep the limits"),
+        (
+            ("--set", "requirements=[{metric: macs, max: 10}, {metric: macs, min: 20}]"),
+            2,
+            "no version can be both",
+        ),
+        (("--set", "targets=[jetson-orin-nano]"), 2, "int8"),
+        (("--storage", "postgresql://somebody:secret@127.0.0.1:9/nowhere"), 2, "cannot be reached"),
+        (("--storage", "mysql://here/there"), 2, "no storage that a search can use"),
+        (("--storage", "sqlite:////no/such/folder/x.db"), 2, "cannot be reached"),
+        (("--storage", "grpc://127.0.0.1:9"), 2, "no storage server answers"),
+        (("--crew", "queue"), 2, "--storage postgresql://"),
+        (("--join",), 2, "--storage postgresql://"),
+        (("--study", "nonsense-test", "--set", "train.epochs=5"), 2, "another profile"),
+    ],
+)
+def test_nonsense_is_refused_and_nothing_is_trained(
+    arguments: tuple[str, ...], code: int, says: str, folder: Path, outcome: Outcome, command: Command
+) -> None:
+    store = (".hwopt",) if "--study" in arguments else ("refused",)
+    before = {p.name for p in (folder / store[0] / "steps").glob("*")}
+    found = hwopt("search", "search.yaml", "--store", *store, *arguments, cwd=folder)
+    assert (found.code, says in found.err) == (code, True), found.err
+    assert "secret" not in found.err
+    assert "Traceback" not in found.err
+    labels = [
+        json.loads(p.read_text())["label"]
+        for p in (folder / store[0] / "steps").glob("*")
+        if p.name not in before
+    ]
+    assert not [label for label in labels if label.startswith("train")]

@@ -1,0 +1,197 @@
+"""What a profile may say about searching, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwopt.config.profile import load, look, parts_of, put
+from hwopt.config.yaml_text import parse
+from hwopt.core.canonical import canonical_json
+from hwopt.core.search import Holdout, SearchSettings
+from hwopt.data.digits import SOURCE
+from hwopt.data.holdout import fold_of, held_out
+from hwopt.errors import ConfigError
+from hwopt.plugins import load_reference
+from hwopt.search.job import Job
+from hwopt.search.subject import Subject, shortened, untrained
+from tests.search.subjects import HEAD, LR, subject
+
+LIMIT = {"metric": "accuracy_drop", "max": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("search", "says"),
+    [
+        ({"space": {}}, "the space is empty"),
+        ({"space": {"train.optimizer.lr": {"one_of": []}}}, "nothing to choose from"),
+        ({"space": {"train.optimizer.lr": {"one_of": [0.1]}}}, "holds one version"),
+        ({"space": {"train.optimizer.lr": {"range": [0.1, 0.01]}}}, "is empty"),
+        ({"space": {"train.optimizer.lr": {"log": [0.0, 0.1]}}}, "has no logarithm"),
+        ({"space": {"train.optimizer.lr": {"log": [1e-4, 0.1], "range": [0, 1]}}}, "exactly one of"),
+        ({"space": {"train.optimizer.lr": {"log": [1e-4, 0.1], "step": 0.1}}}, "step does not serve log"),
+        ({"space": {"train.epochs": {"integers": [1, 9], "step": 0.5}}}, "leaves the integers"),
+        ({"space": {"train.epochs": {"one_of": [1, 1]}}}, "a value twice"),
+        (
+            {"space": {**LR, "train.epochs": {"integers": [1, 9], "when": {"model.hidden": 3}}}},
+            "no axis of the space",
+        ),
+        (
+            {"space": {**LR, "train.epochs": {"integers": [1, 9], "when": {"train.optimizer.lr": 3}}}},
+            "never is",
+        ),
+        (
+            {
+                "space": {
+                    "a": {"one_of": [1, 2], "when": {"b": 1}},
+                    "b": {"one_of": [1, 2], "when": {"a": 1}},
+                }
+            },
+            "wait for each other",
+        ),
+        ({"space": LR, "sampler": "grid"}, "a grid has no end"),
+        ({"space": {**LR, "train.batch_size": {"one_of": [8, 9]}}, "sampler": "cma"}, "cma searches numbers"),
+        ({"space": LR, "objectives": [{"metric": "macs"}, {"metric": "macs"}]}, "stands twice"),
+        ({"space": LR, "validation": {"folds": 3, "used": 4}}, "cannot be used"),
+        ({"space": {"train.optimizer.lrr": {"log": [1e-4, 0.1]}}}, "lrr"),
+        ({"space": {"train.optimizer.name": {"one_of": ["adamm", "adamww"]}}}, "adamm"),
+        ({"space": {"candidates.small.7.prune.ratio": {"range": [0.1, 0.9]}}}, "no place in a list of 2"),
+        ({"space": {"targets.0": {"one_of": ["a", "b"]}}}, "is what the search is about"),
+        ({"space": {"candidate": {"one_of": ["float", "smal"]}}}, "no candidate of the profile"),
+        ({"space": LR, "target": "host"}, "'host', which the profile does not have"),
+        ({"space": LR, "objectives": [{"metric": "acuracy"}]}, "acuracy"),
+    ],
+)
+def test_a_space_that_cannot_be_searched(search: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(HEAD + f"search: {canonical_json(search)}\n")
+    with pytest.raises(ConfigError) as caught:
+        Subject.of(load(path))
+    assert says in str(caught.value)
+    assert f"{path}:7" in str(caught.value)
+    assert "fix:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ([{"metric": "macs", "max": 10}, {"metric": "macs", "min": 20}], "no version can be both"),
+        ([{"metric": "accuracy", "min": 1.5}], "never above 1"),
+        ([{"metric": "file_bytes", "max": 0}], "never below 1"),
+        (
+            [{"metric": "speedup", "min": 4}, {"metric": "relative_latency", "min": 0.5}],
+            "0.5 is the least allowed",
+        ),
+        ([{"metric": "integer_share", "min": 0.5}], "hwopt gate"),
+    ],
+)
+def test_limits_that_nothing_can_keep(limits: list[dict[str, Any]], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        subject(tmp_path, requirements=limits)
+
+
+def test_a_profile_without_the_section(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(HEAD)
+    with pytest.raises(ConfigError, match="no section search"):
+        Subject.of(load(tmp_path / "p.yaml"))
+
+
+def test_keys_lead_through_lists_and_names_with_dots() -> None:
+    document = parse("a: {'b.c': [1, {d: 2}]}\n", Path("x"))
+    assert parts_of('a."b.c".1.d') == ("a", "b.c", "1", "d")
+    put(document, 'a."b.c".1.d', 5, "test")
+    put(document, 'a."b.c".0', 7, "test")
+    put(document, "e.f", 9, "test")
+    assert document.value == {"a": {"b.c": [7, {"d": 5}]}, "e": {"f": 9}}
+    assert look(document, 'a."b.c".1.d') == (True, 5)
+    assert look(document, "a.nothing.more") == (False, None)
+    with pytest.raises(ConfigError, match="below something"):
+        put(document, "e.f.g", 1, "test")
+
+
+def test_closed_axes_leave_the_profile(tmp_path: Path) -> None:
+    space = {
+        "train.optimizer.name": {"one_of": ["adamw", "nesterov"]},
+        "train.optimizer.momentum": {"range": [0.5, 0.9], "when": {"train.optimizer.name": "nesterov"}},
+    }
+    one = subject(tmp_path, space)
+    opened: Any = one.changed({"train.optimizer.name": "nesterov", "train.optimizer.momentum": 0.75})
+    assert opened.source.config.optimizer.options == {"momentum": 0.75}
+    closed: Any = one.changed({"train.optimizer.name": "adamw"})
+    assert closed.source.config.optimizer.options == {}
+
+
+def test_the_profile_itself_is_the_first_version(tmp_path: Path) -> None:
+    space = {
+        "train.batch_size": {"one_of": [32, 64, 128]},
+        "candidates.small.0.prune.ratio": {"range": [0.1, 0.9]},
+        "candidate": {"one_of": ["float", "small"]},
+    }
+    one = subject(tmp_path, space, candidate="small")
+    assert one.defaults() == {
+        "train.batch_size": 128,
+        "candidates.small.0.prune.ratio": 0.5,
+        "candidate": "small",
+    }
+
+
+def test_what_is_known_before_training_needs_none(tmp_path: Path) -> None:
+    one = subject(tmp_path, candidate="small")
+    bare = untrained(one.changed({}))
+    assert bare.source.stage == "untrained"
+    assert [link.stage for link in bare.candidates[0].chain] == ["prune", "quantize"]
+    qat = one.profile.candidates[1].chain[1]
+    config = type(qat.config).model_validate({"method": "qat", "epochs": 9, "weights": "int8"})
+    chain = untrained(_with_chain(one, config)).candidates[0].chain
+    assert (chain[0].config.method, chain[0].config.weights) == ("ptq", "int8")  # type: ignore[attr-defined]
+
+
+def _with_chain(one: Subject, config: Any) -> Any:
+    from dataclasses import replace
+
+    candidate = one.profile.candidates[1]
+    link = replace(candidate.chain[1], config=config)
+    return replace(one.profile, candidates=(replace(candidate, chain=(link,)),))
+
+
+def test_a_share_of_the_training(tmp_path: Path) -> None:
+    one = subject(tmp_path)
+    config: Any = shortened(one.profile, 0.5, 1000).source.config
+    # 900 samples are left after validation: 8 batches of 128 an epoch, two epochs.
+    assert config.max_steps == 8
+    profile, reference, name = one.of_job(
+        Job(trial=0, sample={"train.optimizer.lr": 0.01}, trained=True), 1000
+    )
+    assert (profile.holdout, name) == (reference.holdout, "float")
+    assert profile.holdout == Holdout(fold=0, folds=5, seed=0)
+
+
+def test_folds_are_even_and_leave_the_test_split_out() -> None:
+    data = load_reference(SOURCE.load)(SOURCE.settings())
+    folds = fold_of(data.y_train, Holdout(fold=0, folds=5, seed=3))
+    sizes = [(folds == f).sum() for f in range(5)]
+    assert max(sizes) - min(sizes) <= 1
+    for label in range(10):
+        mine = [((folds == f) & (data.y_train == label)).sum() for f in range(5)]
+        assert max(mine) - min(mine) <= 1
+    seen = set()
+    for fold in range(5):
+        part = held_out(data, Holdout(fold=fold, folds=5, seed=3))
+        assert len(part.x_train) + len(part.x_test) == len(data.x_train)
+        seen |= {row.tobytes() for row in part.x_test}
+    assert seen == {row.tobytes() for row in data.x_train}
+    other = fold_of(data.y_train, Holdout(fold=0, folds=5, seed=4))
+    assert (other != folds).any()
+
+
+def test_sizes() -> None:
+    def size(**axis: Any) -> float:
+        settings = SearchSettings.model_validate_json(canonical_json({"space": {"a": axis, **LR}}))
+        return settings.space["a"].size
+
+    assert size(integers=[2, 9], step=3) == 3
+    assert size(range=[0.0, 1.0], step=0.25) == 5
+    assert size(log=[0.1, 1.0]) == float("inf")
+    assert size(one_of=["a", "b"]) == 2
