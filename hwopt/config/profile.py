@@ -120,6 +120,7 @@ def checked(document: Document, text: str) -> PipelineProfile:
         candidates=candidates,
         targets=targets,
         requirements=requirements,
+        value=document.value,
         text=text,
         where=lambda section: document.where((section,), key=True),
         limits=limits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -130,6 +130,7 @@ class PipelineProfile:
     candidates: tuple[Candidate, ...]
     targets: tuple[Target, ...]
     requirements: tuple[Requirement, ...]
+    value: Any  # the YAML's own mapping, with --set applied; never changed
     text: str  # the YAML as read, with --set applied as lines below it
     where: Callable[[str], str]  # section name -> file:line
     compare: Settings | None = None  # a race between trainings; serves `hwopt train compare` only

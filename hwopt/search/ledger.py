@@ -34,7 +34,7 @@ from hwopt.search.values import Value
 
 _KEY: Final = "hwopt"
 _BUSY_SECONDS: Final = 60
-_CONNECT_SECONDS: Final = 10
+_CONNECT_SECONDS: Final = 5
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -92,8 +93,10 @@ class Subject:
     # --- samples ----------------------------------------------------------------------------------------
 
     def document(self) -> Document:
-        """The profile as read, to be changed."""
-        return parse(self.profile.text, self.profile.path)
+        """The profile as read and overridden, to be changed."""
+        document = parse(self.profile.text, self.profile.path)
+        document.value = copy.deepcopy(self.profile.value)
+        return document
 
     def changed(self, sample: Sample) -> PipelineProfile:
         """The profile with the values of a sample; keys of closed axes are taken out of it.

@@ -34,13 +34,12 @@ data: {factory: "my_data:load"}
 model: {name: mlp, hidden: [16]}
 train: {epochs: 3, batch_size: 32, optimizer: {lr: 1.0e-2}}
 benchmark: {budget_seconds: 0.2, processes: 1}
-candidates: {float: [], int8: [{quantize: {method: ptq}}]}
+candidates: {float: []}
 targets: [host-cpu]
 requirements: [{metric: macs, max: 3000}]
 search:
   sampler: tpe
   trials: 4
-  candidate: int8
   objectives: [{metric: accuracy}, {metric: file_bytes}]
   space:
     model.hidden.0: {one_of: [8, 16, 24, 32, 64]}
@@ -65,15 +64,12 @@ def test_it_finds_and_judges(outcome: Outcome, folder: Path) -> None:
     found = outcome.json
     assert outcome.code == 0, outcome.err
     assert found["counts"]["ok"] == 4
-    wide = [t for t in found["trials"] if t["sample"]["model.hidden.0"] in (32, 64)]
+    wide = [t for t in found["trials"] if t["sample"]["model.hidden.0"] == 64]
+    assert wide
     assert all(t["status"] == "infeasible" and "accuracy" not in t["values"] for t in wide)
     winner = found["trials"][found["winner"]]
-    assert winner["values"]["macs"] == {
-        "estimate": 64 * 24 + 240,
-        "low": 64 * 24 + 240,
-        "high": 64 * 24 + 240,
-        "tier": "measured",
-    } or (winner["values"]["macs"]["estimate"] <= 3000)
+    hidden = winner["sample"]["model.hidden.0"]
+    assert winner["values"]["macs"]["estimate"] == 64 * hidden + 10 * hidden
     assert winner["number"] in found["front"]
     assert set(found["importance"]) == {"model.hidden.0", "train.optimizer.lr"}
 
@@ -81,10 +77,11 @@ def test_it_finds_and_judges(outcome: Outcome, folder: Path) -> None:
 def test_the_test_split_is_read_once_and_last(outcome: Outcome) -> None:
     found = outcome.json
     trained = [t for t in found["trials"] if t["status"] == "ok"]
-    assert all(t["values"]["accuracy"]["estimate"] > 0.5 for t in trained)
-    shipped = next(r for r in found["record"]["results"] if r["candidate"] == "int8")
+    assert max(t["values"]["accuracy"]["estimate"] for t in trained) > 0.8
+    shipped = next(r for r in found["record"]["results"] if r["candidate"] == "float")
     assert shipped["accuracy"] < 0.2
-    assert "search" not in json.loads(json.dumps(found["record"]["profile"]["path"]))
+    labels = [s["label"] for s in found["record"]["steps"] if s["stage"] == "evaluate"]
+    assert labels == ["evaluate float on host-cpu"]
 
 
 def test_the_winners_profile_stands_by_itself(outcome: Outcome, folder: Path) -> None:
@@ -134,6 +131,7 @@ def test_killed_it_goes_on(place: str, folder: Path, outcome: Outcome) -> None:
     assert facts == [(t["sample"], t["status"], t["values"]) for t in outcome.json["trials"]]
 
 
+@pytest.mark.slow
 def test_interrupted_it_says_how_to_go_on(folder: Path) -> None:
     store = folder / "interrupted"
     command = [sys.executable, "-c", "from hwopt.cli.main import main; main()", "search", "search.yaml"]
@@ -155,14 +153,18 @@ def test_interrupted_it_says_how_to_go_on(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--set", "search.space.train.optimizer.lr=3"), 2, "search.space"),
-        (("--set", "requirements=[{metric: macs, max: 10}]"), 2, "none of 20 versions can keep the limits"),
+        (("--set", "search.space.train.optimizer.lr=3"), 2, "unknown key 'optimizer'"),
+        (
+            ("--set", "requirements=[{metric: macs, max: 10}]", "--set", "search.trials=1"),
+            2,
+            "none of 5 versions",
+        ),
         (
             ("--set", "requirements=[{metric: macs, max: 10}, {metric: macs, min: 20}]"),
             2,
             "no version can be both",
         ),
-        (("--set", "targets=[jetson-orin-nano]"), 2, "int8"),
+        (("--set", "targets=[generic-gpu-nowhere]"), 2, "generic-gpu-nowhere"),
         (("--storage", "postgresql://somebody:secret@127.0.0.1:9/nowhere"), 2, "cannot be reached"),
         (("--storage", "mysql://here/there"), 2, "no storage that a search can use"),
         (("--storage", "sqlite:////no/such/folder/x.db"), 2, "cannot be reached"),
