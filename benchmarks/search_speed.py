@@ -3,7 +3,7 @@
     python -m benchmarks.search_speed benchmarks/profiles/search-mnist.yaml --seeds 8 --out result.json
 
 Every random search of thirty trials gives a target, its best, and a price, its CPU-seconds. Every other search is held
-against every target; seeds are never shared. Searches with halving may begin sixty trials, since most end at the first
+against every target; seeds are never shared. Searches with halving may begin half as many again, since most end at the first
 rung. CPU-seconds are those of the trainings and of proposing; a training that two searches share counts for both.
 """
 
@@ -91,7 +91,7 @@ def main(profile: Path, seeds: int, trials: int, store: Path, out: Path) -> None
     traces: dict[str, list[list[dict[str, float]]]] = {kind: [] for kind in _KINDS}
     for seed in range(seeds):
         for place, kind in enumerate(_KINDS):
-            many = 2 * trials if _KINDS[kind][1] else trials
+            many = 3 * trials // 2 if _KINDS[kind][1] else trials
             trace = searched(subject, here, kind, 1000 * place + seed, many)
             traces[kind].append(trace)
             click.echo(

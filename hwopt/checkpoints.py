@@ -20,7 +20,7 @@ from hwopt.core.choices import Choice
 from hwopt.core.dataset import SampleShape, tokens_of
 from hwopt.core.hardware import LayerRule, QuantizationScheme
 from hwopt.errors import ConfigError, UnsafeInputError
-from hwopt.models.build import build_model, resize_to, set_counters
+from hwopt.models.build import build_model, leave_out, resize_to, set_counters
 from hwopt.quantization.assign import Assignment
 from hwopt.quantization.fx_net import FxNet
 from hwopt.quantization.graph import to_graph
@@ -43,6 +43,7 @@ class Recipe:
     rules: tuple[LayerRule, ...] = ()  # layers that depart from the scheme
     scaled: tuple[tuple[str, tuple[str, ...]], ...] = ()  # tensors that SmoothQuant scales for some readers
     counters: Mapping[str, int] = field(default_factory=dict)  # heads and groups after pruning, by attribute
+    dropped: tuple[str, ...] = ()  # blocks that were left out, by module path
     sparse: bool = False  # its zeros are meant, and further training keeps them
 
     def to_json(self) -> dict[str, JSON]:
@@ -59,6 +60,7 @@ class Recipe:
             "rules": [rule.to_json() for rule in self.rules],
             "scaled": [[tensor, list(users)] for tensor, users in self.scaled],
             "counters": dict(self.counters),
+            "dropped": list(self.dropped),
             "sparse": self.sparse,
         }
 
@@ -100,6 +102,7 @@ class Recipe:
             ),
             scaled=tuple((t, tuple(users)) for t, users in ([] if first else value["scaled"])),
             counters=dict(value.get("counters", {})),
+            dropped=tuple(str(path) for path in value.get("dropped", ())),
             sparse=bool(value.get("sparse", False)),
         )
 
@@ -149,6 +152,7 @@ def load(path: Path, import_root: Path | None, own_model: Mapping[str, Any] | No
         )
     rng = torch.get_rng_state()  # building initializes weights; that must not disturb the caller's stream
     module = build_model(recipe.model, recipe.sample_shape, recipe.classes, import_root)
+    leave_out(module, recipe.dropped)
     if recipe.shapes is not None:
         resize_to(module, recipe.shapes)
         set_counters(module, recipe.counters)

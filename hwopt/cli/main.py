@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "init": ("write a profile, a policy and a CI snippet for your model", "hwopt.cli.init:init"),
     "pipeline": ("run, plan or validate a pipeline profile", "hwopt.cli.pipeline:pipeline"),
     "search": ("find the best version that keeps the requirements", "hwopt.cli.search:search"),
+    "search-server": ("hand a search's storage on to many workers", "hwopt.cli.search_server:search_server"),
     "train": ("train the model of a profile, or race trainings", "hwopt.cli.train:train"),
     "prune": ("remove channels of a checkpoint, to a goal", "hwopt.cli.compress:prune"),
     "finetune": ("train a checkpoint further, under a teacher", "hwopt.cli.compress:finetune"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +127,14 @@ def _adopt_sizes(module: nn.Module, *, depthwise: bool) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         kept = module.running_mean if module.running_mean is not None else module.weight
         module.num_features = len(kept)
+
+
+def leave_out(module: nn.Module, blocks: Sequence[str]) -> None:
+    """Put identities in the places of blocks; a path that is not there is a ConfigError."""
+    for path in blocks:
+        parent, _, name = path.rpartition(".")
+        try:
+            module.get_submodule(path)
+        except AttributeError:
+            raise ConfigError(f"the network has no block {path!r} to leave out") from None
+        setattr(module.get_submodule(parent), name, nn.Identity())

@@ -225,29 +225,34 @@ class Lead:
     def _given_up(self, trial: Trial, share: float, values: dict[str, Value]) -> bool:
         """Whether a trial ends at a rung: not among the best there, or dominated."""
         halving = self.subject.settings.halving
-        rung, sign = f"{share:.4f}", 1
+        rung = f"{share:.4f}"
         if halving is None:
             return False
         others = [t for t in self.trials if rung in t.rungs]
-        ranked = sorted((sign * t.rungs[rung].estimate for t in others), reverse=True)
-        kept = max(1, int(len(ranked) / halving.factor))
         objectives = self.subject.objectives
         if len(objectives) == 1:
-            if len(ranked) >= halving.factor and sign * trial.rungs[rung].estimate < ranked[kept - 1]:
-                place = ranked.index(sign * trial.rungs[rung].estimate) + 1
-                trial.status, trial.reason = (
-                    "rejected",
-                    f"place {place} of {len(ranked)} at {share:.0%} of the training",
-                )
+            mine = trial.rungs[rung].estimate
+            place = 1 + sum(t.rungs[rung].estimate > mine for t in others if t is not trial)
+            kept = max(1, int(len(others) / halving.factor))
+            before = [t for t in others if t.number < trial.number and self._went_on(t, rung)]
+            # A sampler that learns proposes better and better versions: by their place alone, nearly all would go on.
+            if place > kept or (place > 1 and len(before) >= kept):
+                trial.status = "rejected"
+                trial.reason = f"place {place} of {len(others)} at {share:.0%} of the training"
             return trial.status == "rejected"
-        mine = {**trial.known, **values}
+        ours = {**trial.known, **values}
         for other in others:
             theirs = self._at_rung(other, share)
-            if other is not trial and theirs and dominates(theirs, mine, objectives):
+            if other is not trial and theirs and dominates(theirs, ours, objectives):
                 trial.status = "rejected"
                 trial.reason = f"dominated by trial {other.number} at {share:.0%} of the training"
                 return True
         return False
+
+    @staticmethod
+    def _went_on(trial: Trial, rung: str) -> bool:
+        """Whether a trial was trained beyond a rung."""
+        return trial.status in {"ok", "running", "failed"} or list(trial.rungs)[-1] != rung
 
     def _at_rung(self, trial: Trial, share: float) -> dict[str, Value]:
         runs = [run.values for key, run in trial.runs.items() if f'"share":{share}' in key]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, run_grpc_proxy_server
 from optuna.storages import get_storage as cached
 from optuna.study import StudyDirection as Direction
 from optuna.trial import FrozenTrial, TrialState
@@ -34,6 +35,7 @@ from hwopt.search.values import Value
 
 _KEY: Final = "hwopt"
 _BUSY_SECONDS: Final = 60
+_RACES: Final = 5
 _CONNECT_SECONDS: Final = 5
 
 
@@ -251,7 +253,15 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     import sqlalchemy.exc as broken
 
     try:
-        storage = RDBStorage(url, engine_kwargs=options)
+        for again in range(_RACES, -1, -1):
+            try:
+                storage = RDBStorage(url, engine_kwargs=options)
+                break
+            except broken.DatabaseError as error:
+                # Two processes may find an empty database at once; one of them made its tables, and both go on.
+                if again == 0 or "exist" not in str(error.orig):
+                    raise
+                time.sleep(0.5)
         if kind == "sqlite":
             _serialize(storage)
         return cached(storage)
@@ -363,3 +373,22 @@ def importances(trials: Sequence[Trial], subject: Subject) -> dict[str, float]:
             return dict(optuna.importance.get_param_importances(study))
         except (ValueError, RuntimeError):
             return {}
+
+
+def serve(url: str, folder: Path, host: str, port: int) -> None:
+    """Hand a storage on to workers over gRPC, until interrupted. There is no password: bind to what you trust.
+
+    Raises:
+        EngineMissingError: gRPC is not installed. ConfigError: the storage, or the port is taken.
+    """
+    behind = open_storage(url, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            run_grpc_proxy_server(behind, host=host, port=port)
+        except ImportError:
+            raise EngineMissingError("gRPC is not installed", fix="pip install 'hwopt[grpc]'") from None
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{host}:{port} cannot be served: {error}", where="--port", fix="choose another"
+            ) from None

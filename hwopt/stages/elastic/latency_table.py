@@ -1,0 +1,152 @@
+"""What a network takes on a device, as the sum of what its layers take: each distinct layer is timed once.
+
+Reference:
+    Cai et al., ICLR 2019 (ProxylessNAS), appendix B: a latency table by layer and shape.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, shape_inference
+from scipy.stats import kendalltau
+
+from hwopt.core.backend import Runtime
+from hwopt.core.canonical import JSON, canonical_json
+from hwopt.core.dataset import Array
+from hwopt.latency.bench import Bench
+from hwopt.measuring.block import Call
+from hwopt.measuring.rounds import quick_ratios
+
+_FREE: Final = frozenset(
+    {"Constant", "Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Shape"}
+)
+_FUSED: Final = frozenset({"Relu", "Clip", "LeakyRelu"})  # into the convolution that gives their input
+_TOGETHER: Final = 16  # sessions that are timed beside each other
+
+
+@dataclass(slots=True)
+class LatencyTable:
+    """Times of layers in units of one small reference call; filled as layers come along."""
+
+    bench: Bench
+    times: dict[str, float] = field(default_factory=dict)
+
+    def price(self, models: Sequence[onnx.ModelProto]) -> list[float]:
+        """The sum of each model's layers, in the table's unit; layers that are not in the table are timed first."""
+        keyed = [layers(model, self.bench.sample.shape[0]) for model in models]
+        missing = {key: model for row in keyed for key, model in row if key not in self.times}
+        self._time(missing)
+        return [1.0 + sum(max(0.0, self.times[key] - 1.0) for key, _ in row) for row in keyed]
+
+    def _time(self, models: dict[str, onnx.ModelProto]) -> None:
+        """Each against a call that does nothing: what a call costs by itself is counted once a network."""
+        names = list(models)
+        for start in range(0, len(names), _TOGETHER):
+            some = names[start : start + _TOGETHER]
+            bench = _Own(self.bench)
+            for key, ratio in zip(some, bench.ratios([models[k] for k in some]), strict=True):
+                self.times[key] = ratio
+
+
+class _Own:
+    """Times models that take inputs of their own shapes against a call that only copies a number."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def ratios(self, models: Sequence[onnx.ModelProto]) -> list[float]:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            calls: list[Call] = []
+            for index, model in enumerate([_nothing(), *models]):
+                path = Path(folder) / f"{index}.onnx"
+                path.write_bytes(model.SerializeToString())
+                runtime = self._bench.load(path)
+                stack.callback(runtime.close)
+                rng = np.random.default_rng(0)
+                feeds = {
+                    i.name: rng.random([d.dim_value for d in i.type.tensor_type.shape.dim], np.float32)
+                    for i in model.graph.input
+                }
+                calls.append(_call(runtime, feeds))
+            return quick_ratios(calls[0], calls[1:], seed=self._bench.seed)
+
+
+def _call(runtime: Runtime, feeds: dict[str, Array]) -> Call:
+    return lambda: runtime.run(feeds)
+
+
+def _nothing() -> onnx.ModelProto:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "nothing", [value], [out])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def layers(model: onnx.ModelProto, batch: int) -> list[tuple[str, onnx.ModelProto]]:
+    """Each layer of a float model as a model of its own, with a key that is the same for the same work."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        if not value.type.tensor_type.shape.dim[0].HasField("dim_value"):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    graph = shape_inference.infer_shapes(fixed).graph
+    stored = {i.name: i for i in graph.initializer}
+    values = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: list[tuple[str, onnx.ModelProto]] = []
+    fused: set[str] = set()
+    for node in graph.node:
+        if node.op_type in _FREE or node.output[0] in fused:
+            continue
+        nodes = [node]
+        after = readers.get(node.output[0], [])
+        if node.op_type in {"Conv", "Gemm", "Add"} and len(after) == 1 and after[0].op_type in _FUSED:
+            nodes.append(after[0])
+            fused.add(after[0].output[0])
+        inputs = [
+            n
+            for one in nodes
+            for n in one.input
+            if n in values and n not in stored and n not in nodes[0].output
+        ]
+        weights = [stored[n] for one in nodes for n in one.input if n in stored]
+        out = nodes[-1].output[0]
+        if not inputs or out not in values:
+            continue
+        part = helper.make_graph(
+            nodes, "layer", [values[n] for n in dict.fromkeys(inputs)], [values[out]], weights
+        )
+        alone = helper.make_model(part, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+        found.append((_key(alone), alone))
+    return found
+
+
+def _key(model: onnx.ModelProto) -> str:
+    """Operators with their attributes and the shapes of all they read: what its time depends on."""
+    graph = model.graph
+    parts: list[JSON] = [
+        [n.op_type, *sorted(a.SerializeToString().hex() for a in n.attribute)] for n in graph.node
+    ]
+    shapes: list[JSON] = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input]
+    weights: list[JSON] = [list(i.dims) for i in graph.initializer]
+    return canonical_json([parts, shapes, weights])
+
+
+def agreement(predicted: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """Kendall's tau-b, and the mean error of predicted shares of the first, which is the whole network."""
+    tau = float(kendalltau(predicted, measured).statistic)
+    shares = [p / predicted[0] for p in predicted[1:]]
+    real = [m / measured[0] for m in measured[1:]]
+    error = float(np.mean([abs(p / r - 1) for p, r in zip(shares, real, strict=True)])) if real else 0.0
+    return tau, error

@@ -1,0 +1,289 @@
+"""Workers that share a storage: claims, leases, tags, versions; a worker that is killed costs nothing but its time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from hwopt.core.crossings import VARIABLE
+from hwopt.errors import ConfigError
+from hwopt.search.crews import queue
+from hwopt.search.crews.queue import QueueCrew
+from hwopt.search.job import Job, Outcome
+from hwopt.search.ledger import Ledger, open_storage
+from hwopt.search.session import Wish
+from hwopt.search.subject import Subject
+from hwopt.store.store import Store
+from tests.conftest import hwopt
+from tests.search.servers import free_port, postgresql
+from tests.search.subjects import LR, exact, subject
+
+IDENTITY: dict[str, Any] = {"profile": "p", "data": "d", "hwopt": "1", "optuna": "5"}
+PROFILE = """\
+name: shared
+threads: 1
+data: {name: digits}
+model: {name: mlp, hidden: [16]}
+train: {epochs: 2, batch_size: 32}
+candidates: {float: []}
+targets: [host-cpu]
+search:
+  sampler: random
+  trials: 6
+  objectives: [{metric: validation_accuracy}]
+  space: {train.optimizer.lr: {log: [1e-3, 3e-2]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "grpc"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStorage]:
+    if request.param == "postgresql":
+        yield open_storage(request.getfixturevalue("database"), tmp_path)
+    elif request.param == "sqlite":
+        yield open_storage(None, tmp_path)
+    else:
+        port, url = free_port(), f"sqlite:///{tmp_path}/behind.db"
+        words = ["search-server", "--storage", url, "--port", str(port)]
+        command = [sys.executable, "-c", "from hwopt.cli.main import main; main()", *words]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stderr is not None
+                assert server.stderr.readline() == f"serving at grpc://localhost:{port}\n"
+                yield open_storage(f"grpc://localhost:{port}", tmp_path)
+            finally:
+                server.kill()
+
+
+def ledger_of(storage: BaseStorage, of: Subject, name: str) -> Ledger:
+    return Ledger(storage, name, of, identity=IDENTITY)
+
+
+class Fake:
+    """A worker that needs no training."""
+
+    def __init__(self, seconds: float = 0.0, name: str = "fake") -> None:
+        self.seconds, self.name, self.done = seconds, name, list[int]()
+
+    def perform(self, job: Job) -> Outcome:
+        time.sleep(self.seconds)
+        self.done.append(job.trial)
+        return Outcome(status="ok", values={"accuracy": exact(0.5)}, worker=self.name)
+
+
+def job(number: int) -> Job:
+    return Job(trial=number, sample={"train.optimizer.lr": 0.01}, trained=True)
+
+
+def work(storage: BaseStorage, name: str, tags: set[str], worker: Fake) -> bool:
+    """One claim and, where there was one, its job."""
+    study = queue._study(storage, queue.jobs_of(name))
+    claimed = queue._claim(storage, study, tags)
+    if claimed is not None:
+        queue._do(storage, claimed, worker, lambda text: None)  # type: ignore[arg-type]
+    return claimed is not None
+
+
+def test_no_job_is_done_twice(storage: BaseStorage, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    of, name = subject(tmp_path, LR), request.node.name
+    crew = QueueCrew(ledger_of(storage, of, name), of, 60.0)
+    for number in range(12):
+        crew.submit(job(number))
+    workers = [Fake(0.01, f"w{i}") for i in range(4)]
+
+    def serve(worker: Fake) -> None:
+        while work(storage, name, {queue.tag_of(of)}, worker):
+            pass
+
+    threads = [threading.Thread(target=serve, args=(w,)) for w in workers]
+    for thread in threads:
+        thread.start()
+    found: list[tuple[Job, Outcome]] = []
+    deadline = time.monotonic() + 60
+    while len(found) < 12 and time.monotonic() < deadline:
+        found += crew.wait(1.0)
+    for thread in threads:
+        thread.join()
+    assert sorted(j.trial for j, _ in found) == list(range(12))
+    assert sorted(t for w in workers for t in w.done) == list(range(12))
+
+
+def test_a_dead_workers_job_is_given_to_another(
+    storage: BaseStorage, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    of, name = subject(tmp_path, LR), request.node.name
+    crew = QueueCrew(ledger_of(storage, of, name), of, 1.0)
+    crew.submit(job(0))
+    study = queue._study(storage, queue.jobs_of(name))
+    lost = queue._claim(storage, study, {queue.tag_of(of)})  # and never heard of again
+    assert lost is not None
+    assert crew.wait(0.1) == []
+    deadline = time.monotonic() + 20
+    while not work(storage, name, {queue.tag_of(of)}, Fake(name="second")) and time.monotonic() < deadline:
+        crew.wait(0.2)
+    ((_, outcome),) = crew.wait(5.0)
+    assert (outcome.status, outcome.worker) == ("ok", "second")
+    # The first one comes back: nobody wants its result any more.
+    queue._do(storage, lost, Fake(name="first"), lambda text: None)  # type: ignore[arg-type]
+    assert crew.wait(0.1) == []
+
+
+def test_three_lost_workers_are_a_result(tmp_path: Path) -> None:
+    storage = open_storage(None, tmp_path)
+    of = subject(tmp_path, LR)
+    crew = QueueCrew(ledger_of(storage, of, "x"), of, 0.2)
+    crew.submit(job(0))
+    study = queue._study(storage, queue.jobs_of("x"))
+    found: list[tuple[Job, Outcome]] = []
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        queue._claim(storage, study, {queue.tag_of(of)})
+        found = crew.wait(0.3)
+    assert (found[0][1].status, found[0][1].reason) == ("failed", "3 workers were lost over it")
+
+
+def test_a_slow_worker_that_lives_keeps_its_job(tmp_path: Path) -> None:
+    storage = open_storage(None, tmp_path)
+    of = subject(tmp_path, LR)
+    crew = QueueCrew(ledger_of(storage, of, "x"), of, 2.5)
+    crew.submit(job(0))
+    worker = Fake(5.0)
+    thread = threading.Thread(target=work, args=(storage, "x", {queue.tag_of(of)}, worker))
+    thread.start()
+    found: list[tuple[Job, Outcome]] = []
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        found = crew.wait(1.0)
+    thread.join()
+    assert worker.done == [0]
+    assert found[0][1].status == "ok"
+
+
+def test_a_machine_of_another_kind_is_not_asked(tmp_path: Path) -> None:
+    storage = open_storage(None, tmp_path)
+    of = subject(tmp_path, LR)
+    crew = QueueCrew(ledger_of(storage, of, "x"), of, 60.0)
+    crew.submit(job(0))
+    assert not work(storage, "x", {"host-cpu: another, machine", "gpu"}, Fake())
+    assert work(storage, "x", queue.tags_here(of), Fake())
+    named = subject(tmp_path, LR, target="host-cpu")
+    assert queue.tag_of(named) in queue.tags_here(named)
+
+
+def test_a_new_lead_takes_over_what_the_old_one_asked_for(tmp_path: Path) -> None:
+    storage = open_storage(None, tmp_path)
+    of = subject(tmp_path, LR)
+    first = QueueCrew(ledger_of(storage, of, "x"), of, 60.0)
+    first.submit(job(0))
+    first.submit(job(1))
+    worker = Fake()
+    assert work(storage, "x", {queue.tag_of(of)}, worker)
+    second = QueueCrew(ledger_of(storage, of, "x"), of, 60.0)  # the first was killed
+    second.submit(job(0))
+    second.submit(job(1))
+    assert work(storage, "x", {queue.tag_of(of)}, worker)
+    found = [*second.wait(1.0), *second.wait(1.0)]
+    assert sorted(j.trial for j, _ in found) == [0, 1]
+    assert sorted(worker.done) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hwopt": "0.0.1"}, r"another version of hwopt \(0.0.1 there"),
+        ({"optuna": "6.0.0"}, r"another version of Optuna \(6.0.0 there"),
+        ({"data": "sha256:1"}, "another data"),
+        ({"profile": "sha256:1"}, "another profile"),
+    ],
+)
+def test_a_worker_of_another_version_is_refused(change: dict[str, str], says: str, tmp_path: Path) -> None:
+    of = subject(tmp_path, LR)
+    here = queue.Here(subject=of, store=Store(tmp_path / "store"), progress=lambda text: None)
+    mine = queue.identity_of(of, here)
+    url = f"sqlite:///{tmp_path}/shared.db"
+    Ledger(open_storage(url, tmp_path), "made-up", of, identity={**mine, **change})
+    with pytest.raises(ConfigError, match=says):
+        queue.join(of.profile, Store(tmp_path / "store"), lambda text: None, Wish(storage=url))
+
+
+COMMAND = [sys.executable, "-c", "from hwopt.cli.main import main; main()", "search", "search.yaml"]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_lead_lose_nothing(tmp_path: Path, database: str) -> None:
+    """Two workers over PostgreSQL: one dies in its second job, then the lead, and the result is that of one machine."""
+    (tmp_path / "search.yaml").write_text(PROFILE)
+    url = database
+    shared = ["--storage", url, "--study", "killed", "--lease", "5"]
+
+    def start(*more: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        with (tmp_path / "out.json").open("w") as out, (tmp_path / "err.log").open("a") as err:
+            command = [*COMMAND, *shared, *more]
+            return subprocess.Popen(
+                command, cwd=tmp_path, stderr=err, stdout=out, env={**os.environ, **(env or {})}
+            )
+
+    doomed = start("--join", env={VARIABLE: "worker.worked"})
+    worker = start("--join")
+    lead = start("--crew", "queue", "--no-refit", "--json", env={VARIABLE: "search.noted:3"})
+    assert lead.wait(120) == -signal.SIGKILL, (tmp_path / "err.log").read_text()
+    lead = start("--crew", "queue", "--no-refit", "--json")
+    assert lead.wait(120) == 0, (tmp_path / "err.log").read_text()
+    out = (tmp_path / "out.json").read_text()
+    assert doomed.wait(60) == -signal.SIGKILL
+    assert worker.wait(60) == 0
+    alone = hwopt("search", "search.yaml", "--no-refit", "--json", "--study", "alone", cwd=tmp_path)
+    there, here = json.loads(out), alone.json
+    assert [t["sample"] for t in there["trials"]] == [t["sample"] for t in here["trials"]]
+    assert [t["values"] for t in there["trials"]] == [t["values"] for t in here["trials"]]
+    assert there["winner"] == here["winner"]
+    states = [t.state for t in queue._study(open_storage(url, tmp_path), "killed").get_trials()]
+    assert states == [TrialState.COMPLETE] * 6
+
+
+def test_two_leads_of_one_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hwopt.errors import LockHeldError
+    from hwopt.search import session
+
+    monkeypatch.setattr(session, "_BEAT_SECONDS", 0.3)
+    of = subject(tmp_path, LR)
+    ledger = ledger_of(open_storage(f"sqlite:///{tmp_path}/s.db", tmp_path), of, "x")
+    with (
+        session.leading(ledger, lambda text: None, shared=True),
+        pytest.raises(LockHeldError, match="led by another process"),
+        session.leading(ledger, lambda text: None, shared=True),
+    ):
+        pass
+    with session.leading(ledger, lambda text: None, shared=True) as mine:  # the first is over
+        assert mine() is None
+    ledger.set_attribute("lead", {"id": "dead", "beat": 5})  # killed: its counter stands still
+    with session.leading(ledger, lambda text: None, shared=True) as mine:
+        assert mine() is None
+        ledger.set_attribute("lead", {"id": "usurper", "beat": 0})
+        deadline = time.monotonic() + 10
+        while mine() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert mine() == "another process has taken the lead"
+
+
+def test_replace_keeps_the_subject(tmp_path: Path) -> None:
+    of = subject(tmp_path, LR)
+    assert replace(of, settings=of.settings.model_copy(update={"trials": 3})).digest == of.digest
