@@ -21,6 +21,7 @@ from hwopt.core.dataset import SampleShape, tokens_of
 from hwopt.core.hardware import LayerRule, QuantizationScheme
 from hwopt.errors import ConfigError, UnsafeInputError
 from hwopt.models.build import build_model, leave_out, resize_to, set_counters
+from hwopt.models.ensemble import Ensemble
 from hwopt.quantization.assign import Assignment
 from hwopt.quantization.fx_net import FxNet
 from hwopt.quantization.graph import to_graph
@@ -28,6 +29,7 @@ from hwopt.quantization.insert import insert
 from hwopt.quantization.tidy import split_biases
 
 FORMAT: Final = 2
+_MOST_MEMBERS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class Recipe:
     scaled: tuple[tuple[str, tuple[str, ...]], ...] = ()  # tensors that SmoothQuant scales for some readers
     counters: Mapping[str, int] = field(default_factory=dict)  # heads and groups after pruning, by attribute
     dropped: tuple[str, ...] = ()  # blocks that were left out, by module path
+    members: int = 1  # networks whose logits are averaged
     sparse: bool = False  # its zeros are meant, and further training keeps them
 
     def to_json(self) -> dict[str, JSON]:
@@ -61,6 +64,7 @@ class Recipe:
             "scaled": [[tensor, list(users)] for tensor, users in self.scaled],
             "counters": dict(self.counters),
             "dropped": list(self.dropped),
+            "members": self.members,
             "sparse": self.sparse,
         }
 
@@ -103,6 +107,7 @@ class Recipe:
             scaled=tuple((t, tuple(users)) for t, users in ([] if first else value["scaled"])),
             counters=dict(value.get("counters", {})),
             dropped=tuple(str(path) for path in value.get("dropped", ())),
+            members=int(value.get("members", 1)),
             sparse=bool(value.get("sparse", False)),
         )
 
@@ -151,7 +156,7 @@ def load(path: Path, import_root: Path | None, own_model: Mapping[str, Any] | No
             fix="give the profile that the checkpoint was made with",
         )
     rng = torch.get_rng_state()  # building initializes weights; that must not disturb the caller's stream
-    module = build_model(recipe.model, recipe.sample_shape, recipe.classes, import_root)
+    module = _built(recipe, import_root)
     leave_out(module, recipe.dropped)
     if recipe.shapes is not None:
         resize_to(module, recipe.shapes)
@@ -171,6 +176,15 @@ def load(path: Path, import_root: Path | None, own_model: Mapping[str, Any] | No
             fix="the model's code has changed since the checkpoint was written; train again",
         ) from None
     return Network(module=module, recipe=recipe, table=table)
+
+
+def _built(recipe: Recipe, import_root: Path | None) -> nn.Module:
+    def build() -> nn.Module:
+        return build_model(recipe.model, recipe.sample_shape, recipe.classes, import_root)
+
+    if not 1 <= recipe.members <= _MOST_MEMBERS:
+        raise UnsafeInputError(f"the recipe asks for {recipe.members} networks")
+    return build() if recipe.members == 1 else Ensemble([build() for _ in range(recipe.members)])
 
 
 def is_onnx(path: Path) -> bool:

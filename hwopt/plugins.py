@@ -33,6 +33,7 @@ _BUILT_IN: Final[dict[str, dict[str, str]]] = {
         "sparsify": "hwopt.stages.sparsify.spec:SPEC",
         "auto": "hwopt.stages.auto.spec:SPEC",
         "elastic": "hwopt.stages.elastic.spec:SPEC",
+        "ensemble": "hwopt.stages.ensemble.spec:SPEC",
         "finetune": "hwopt.stages.finetune.spec:SPEC",
         "quantize": "hwopt.stages.quantize.spec:SPEC",
         "export": "hwopt.stages.export.spec:SPEC",

@@ -56,6 +56,11 @@ def never(config: Any) -> bool:
     return False
 
 
+def one(config: Any) -> int:
+    """For stages that take one network."""
+    return 1
+
+
 def unchanged(config: Any) -> Any:
     """For stages that cost as much to run after training as before it."""
     return config
@@ -95,6 +100,8 @@ class StageSpec:
     # Whether it also takes the network that all began with: port ``source``; and port ``teacher``, where the
     # settings name another candidate as the teacher.
     wants_source: Callable[[Any], bool] = never
+    # How many trainings of the profile's network it takes, from different seeds: ports ``member1``, ``member2``, …
+    members: Callable[[Any], int] = one
     libraries: tuple[str, ...] = ()  # distributions whose version changes the result
     # The settings that give a network of the same structure without training, so that its cost can be known
     # first; None where the structure stays as it is. The field is None where only training decides it.

@@ -285,7 +285,7 @@ class _Run:
                 config=step.config,
                 hardware=step.hardware,
                 inputs=inputs,
-                seed=profile.seed,
+                seed=step.seed,
                 threads=self.prepared.threads,
                 model=step.model.to_json(),
                 data=profile.data,

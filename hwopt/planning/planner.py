@@ -106,6 +106,10 @@ class _Builder:
                     text = f"unknown runtime {asked!r}"
                     fix = did_you_mean(asked, table("backend"))
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
+                if spec.members(link.config) > 1 and link is not candidate.chain[0]:
+                    text = f"{link.stage} takes the float model from several seeds, and stands behind another step"
+                    problem = Problem(problem=text, where=link.where, fix="put it first in the chain")
+                    found[(text, link.where)] = problem
                 for text, fix in self.teacher_problems(candidate, link):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 kind = spec.produces["checkpoint"]
@@ -290,6 +294,10 @@ class _Builder:
                 teacher = self.teacher(link)
                 if teacher is not None:
                     inputs["teacher"] = self.chained(teacher, target)[0]
+            source = self.profile.source
+            for number in range(1, spec.members(link.config)):
+                label = f"{source.stage} the float model, seed {self.profile.seed + number}"
+                inputs[f"member{number}"] = self.link(source, label, number)
             config = link.config
             if spec.times(config) or getattr(config, "estimated", False):  # estimates need the batch
                 timing: Any = getattr(config, "timing", None)
@@ -316,8 +324,8 @@ class _Builder:
     def trained(self) -> Source:
         return self.link(self.profile.source, f"{self.profile.source.stage} the float model")
 
-    def link(self, link: Link, label: str) -> Source:
-        return self.add(link.stage, label, link.config, None, {}, link.where)
+    def link(self, link: Link, label: str, seed: int = 0) -> Source:
+        return self.add(link.stage, label, link.config, None, {}, link.where, seed)
 
     def export(self, checkpoint: Source, name: str, hardware: HardwareProfile | None) -> Source:
         return self.add("export", f"export {name}", NoOptions(), hardware, {"checkpoint": checkpoint}, None)
@@ -330,10 +338,12 @@ class _Builder:
         hardware: HardwareProfile | None,
         inputs: Mapping[str, Source],
         where: str | None,
+        seed: int = 0,
     ) -> Source:
         """A step, or the equal one that is already there; the source of its first output."""
         spec: StageSpec = resolve("stage", stage)
         basis = self.basis(spec, config, hardware, inputs)
+        basis["seed"] = self.profile.seed + seed
         key = digest_of(basis)
         if key not in self.steps:
             self.steps[key] = Step(
@@ -345,6 +355,7 @@ class _Builder:
                 inputs=inputs,
                 where=where,
                 model=self.profile.model,
+                seed=self.profile.seed + seed,
                 basis=basis,
             )
         return Source(step=key, port=next(iter(spec.produces)))
@@ -363,7 +374,6 @@ class _Builder:
             "config": config.to_json(),
             "hardware": spec.facet(hardware) if hardware else {},
             "inputs": {port: [source.step, source.port] for port, source in inputs.items()},
-            "seed": self.profile.seed,
             "libraries": {name: _version(name) for name in ("hwopt", "numpy", *spec.libraries)},
             "plugins": self.outside_plugins(spec, config),
         }

@@ -17,11 +17,11 @@ from filelock import FileLock, Timeout
 
 import hwopt
 from hwopt.core.canonical import JSON, pretty_json
-from hwopt.core.profile import PipelineProfile
+from hwopt.core.profile import Link, PipelineProfile
 from hwopt.core.stage import Progress
 from hwopt.engine import pipeline as engine
 from hwopt.errors import ConfigError, LockHeldError
-from hwopt.plugins import load_reference
+from hwopt.plugins import load_reference, resolve
 from hwopt.search.lead import Lead
 from hwopt.search.ledger import Ledger, Trial, importances, open_storage
 from hwopt.search.perform import Here
@@ -111,6 +111,12 @@ def refit(
     """Train the winner on the whole training split, and look at the test split: once, and after the search."""
     progress(f"the winner is trial {winner.number}; it is trained on all data and judged on the test split")
     best = subject.changed(winner.sample)
+    restarts = subject.settings.restarts
+    if restarts > 1:
+        where = subject.profile.where("search")
+        config = resolve("stage", "ensemble").config(members=restarts)
+        link = Link(stage="ensemble", config=config, where=where)
+        best = replace(best, candidates=tuple(replace(c, chain=(link, *c.chain)) for c in best.candidates))
     profile = replace(best, name=f"{subject.profile.name}-winner"[:64])
     return engine.run(profile, store, progress, reference=subject.profile, on_record=on_record)
 

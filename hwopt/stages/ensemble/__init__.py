@@ -1,0 +1,1 @@
+"""Several trainings of one network: the best of them, or all together."""
