@@ -88,9 +88,11 @@ def reached(trace: list[dict[str, float]], target: float) -> int | None:
 def main(profile: Path, seeds: int, trials: int, store: Path, out: Path) -> None:
     subject = Subject.of(load(profile))
     here = Here(subject=subject, store=Store(store), progress=lambda text: None)
-    traces: dict[str, list[list[dict[str, float]]]] = {kind: [] for kind in _KINDS}
+    traces: dict[str, list[list[dict[str, float]]]] = json.loads(out.read_text()) if out.exists() else {}
     for seed in range(seeds):
         for place, kind in enumerate(_KINDS):
+            if len(traces.setdefault(kind, [])) > seed:
+                continue  # done before
             many = 3 * trials // 2 if _KINDS[kind][1] else trials
             trace = searched(subject, here, kind, 1000 * place + seed, many)
             traces[kind].append(trace)

@@ -143,7 +143,7 @@ class Halving(Settings):
         Li et al., MLSys 2020 (ASHA), algorithm 2; the kind that stops and does not promote later.
     """
 
-    first: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the steps of the first rung
+    first: Annotated[float, Field(gt=0, lt=1)] = 0.25  # share of the steps of the first rung
     factor: Annotated[float, Field(ge=2, le=10)] = 4.0  # of a rung's steps; one in so many goes on
     on: Literal["accuracy", "validation_accuracy", "f1"] | None = (
         None  # None: the objective that is one of these

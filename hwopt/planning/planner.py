@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, Final
 
 from hwopt.core.artifact import Kind
@@ -395,6 +396,7 @@ class _Builder:
         return facts
 
 
+@cache  # reading a package's metadata costs a millisecond, and a plan asks dozens of times
 def _version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)

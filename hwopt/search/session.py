@@ -69,7 +69,7 @@ def search(
             crew = (
                 load_reference(_crew(wish, ledger))(here)
                 if wish.crew == "here"
-                else _far_crew(wish, ledger, subject)
+                else _far_crew(wish, ledger, subject, store)
             )
 
             def keep(trials: Sequence[Trial]) -> None:
@@ -146,12 +146,12 @@ def _crew(wish: Wish, ledger: Ledger) -> str:
     return str(crews[wish.crew])
 
 
-def _far_crew(wish: Wish, ledger: Ledger, subject: Subject) -> Any:
+def _far_crew(wish: Wish, ledger: Ledger, subject: Subject, store: Store) -> Any:
     if wish.crew == "queue" and wish.storage is None:
         raise ConfigError(
             "workers find their jobs in a shared storage", fix="give --storage postgresql://USER@HOST/DB"
         )
-    return load_reference(_crew(wish, ledger)).lead(ledger, subject, wish.lease_seconds)
+    return load_reference(_crew(wish, ledger)).lead(ledger, subject, store.root, wish.lease_seconds)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 import optuna
@@ -77,7 +78,7 @@ class QueueCrew:
                 self._left.setdefault(trial.user_attrs["job"], []).append((trial._trial_id, trial))
 
     @classmethod
-    def lead(cls, ledger: Ledger, subject: Subject, lease_seconds: float) -> QueueCrew:
+    def lead(cls, ledger: Ledger, subject: Subject, store: Path, lease_seconds: float) -> QueueCrew:
         """For ``hwopt.search.session``."""
         return cls(ledger, subject, lease_seconds)
 
@@ -149,7 +150,7 @@ def join(profile: PipelineProfile, store: Store, progress: Progress, wish: Wish)
         )
     subject, name = Subject.of(profile), wish.study or profile.name
     storage = open_storage(wish.storage, store.root / "search")
-    with _own_store(store) as own:
+    with own_store(store) as own:
         me = f"{socket.gethostname()}/{os.getpid()}"
         here = Here(subject=subject, store=own, progress=lambda text: progress("    " + text), name=me)
         try:
@@ -249,7 +250,7 @@ def _alive(storage: BaseStorage, trial_id: int) -> Iterator[None]:
 
 
 @contextmanager
-def _own_store(store: Store) -> Iterator[Store]:
+def own_store(store: Store) -> Iterator[Store]:
     """A store for one worker, beside those of others on the same machine."""
     for place in range(1, _SHARES + 1):
         own = Store(store.root / "workers" / str(place))
