@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import secrets
@@ -22,8 +23,12 @@ from tests.search.test_queue import PROFILE
 COMMAND = [sys.executable, "-c", "from hwopt.cli.main import main; main()", "search", "search.yaml"]
 
 
+# Not by importing it: it reads its settings from the environment at that moment.
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+
+
+@needs_ray
 def test_without_a_cluster(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     (tmp_path / "search.yaml").write_text(PROFILE)
     found = hwopt("search", "search.yaml", "--crew", "ray", cwd=tmp_path, env={"RAY_ADDRESS": "127.0.0.1:9"})
     assert (found.code, "no Ray cluster answers at 127.0.0.1:9" in found.err) == (4, True), found.err
@@ -31,8 +36,8 @@ def test_without_a_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@needs_ray
 def test_a_cluster_that_loses_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
     place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     mine = {
         "RAY_USAGE_STATS_ENABLED": "0",
