@@ -21,6 +21,7 @@ from hwopt.config.profile import load
 from hwopt.plugins import load_reference
 from hwopt.report.render import render
 from hwopt.report.rows import sentence
+from hwopt.report.search import summary
 from hwopt.report.text import columns
 from hwopt.store.atomic import write_text
 from hwopt.store.store import Store
@@ -105,6 +106,8 @@ def search(
     else:
         for line in _lines(found):
             click.echo(line)
+        name = wishes["study"] or checked.name
+        click.echo(f"report:  {store / 'search' / name / 'report.html'}")
     return _code(found)
 
 
@@ -137,19 +140,14 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         )
         version = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in trial["sample"].items())
         rows.append([str(trial["number"]), *(_number(trial["values"][m]) for m in objectives), mark, version])
-    counts = ", ".join(f"{n} {status}" for status, n in found["counts"].items() if n)
-    lines = [*columns(rows), "", f"{len(trials)} versions: {counts}; ended because {found['ended']}"]
-    if found["winner"] is None:
-        lines.append("no trained version keeps the limits")
-    elif found["surely_better_than_defaults"] is False:
-        lines.append("the winner's lead over the profile as written is within noise")
+    lines = [*columns(rows), "", summary(found)]
     shares = sorted(found["importance"].items(), key=lambda item: -item[1])[:5]
     if shares:
         lines.append("what mattered: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
     record = found.get("record")
     if record is not None:
         lines.append(f"on the test split: {sentence(record)}")
-        lines.append(f"run: {found['run']}")
+        lines.append(f"run:     {found['run']}")
     return lines
 
 

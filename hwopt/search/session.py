@@ -22,6 +22,7 @@ from hwopt.core.stage import Progress
 from hwopt.engine import pipeline as engine
 from hwopt.errors import ConfigError, LockHeldError
 from hwopt.plugins import load_reference, resolve
+from hwopt.report.search import search_page
 from hwopt.search.lead import Lead
 from hwopt.search.ledger import Ledger, Trial, importances, open_storage
 from hwopt.search.perform import Here
@@ -97,7 +98,6 @@ def search(
         if winner is not None and wish.refit:
             run_id, record = refit(subject, winner, store, progress, on_record)
             found |= {"run": run_id, "record": record}
-    found["importance"] = dict[str, JSON](importances(lead.trials, subject))
     return found
 
 
@@ -124,7 +124,9 @@ def refit(
 def _keep(folder: Path, lead: Lead, why: str) -> dict[str, Any]:
     """Write down what is known so far, for those who look while it goes on."""
     found = lead.summary(why)
+    found["importance"] = dict[str, JSON](importances(lead.trials, lead.subject))
     write_text(folder / "search.json", pretty_json(found))
+    write_text(folder / "report.html", search_page(found))
     winner = lead.winner()
     if winner is not None:
         write_text(folder / "winner.yaml", written(lead.subject, winner.sample, lead.subject.profile.path))

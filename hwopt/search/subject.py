@@ -101,17 +101,13 @@ class Subject:
     def changed(self, sample: Sample) -> PipelineProfile:
         """The profile with the values of a sample; keys of closed axes are taken out of it.
 
+        Those that wait for the choice of another candidate stay: they belong to one that is not tried.
+
         Raises:
             ConfigError: the values are not legal there.
         """
         document = self.document()
-        for name in self.settings.ordered():
-            if name == CANDIDATE:
-                continue
-            if name in sample:
-                profiles.put(document, name, sample[name], _BY)
-            elif self.settings.space[name].when:
-                profiles.drop(document, name, _BY)
+        self._set(document, sample)
         text = f"{self.profile.text}\n# search: {canonical_json(dict(sample))}"
         changed = profiles.checked(document, text)
         name = str(sample.get(CANDIDATE, self.candidate))
@@ -122,6 +118,15 @@ class Subject:
             targets=tuple(t for t in changed.targets if t.name == self.target),
             requirements=self.limits,
         )
+
+    def _set(self, document: Document, sample: Sample) -> None:
+        for name in self.settings.ordered():
+            if name == CANDIDATE:
+                continue
+            if name in sample:
+                profiles.put(document, name, sample[name], _BY)
+            elif self.settings.space[name].when and CANDIDATE not in self.settings.space[name].when:
+                profiles.drop(document, name, _BY)
 
     def of_job(self, job: Job, samples: int) -> tuple[PipelineProfile, PipelineProfile, str]:
         """The profiles of a job and of the float model that it is compared with, and the candidate's name.
@@ -139,6 +144,13 @@ class Subject:
         elif job.share < 1:
             changed = shortened(changed, job.share, samples - samples // seen.folds)
         return changed, reference, str(job.sample.get(CANDIDATE, self.candidate))
+
+    def written(self, sample: Sample) -> Any:
+        """The profile of a sample as plain values, without the search."""
+        document = self.document()
+        self._set(document, sample)
+        value: Any = document.value
+        return {k: v for k, v in value.items() if k != "search"}
 
     def defaults(self) -> Sample:
         """What the profile itself says, of the axes where it says something that the axis may take."""
@@ -345,16 +357,7 @@ def written(subject: Subject, sample: Sample, path: Path) -> str:
     """The winner's profile as YAML that stands by itself, without the search."""
     import yaml
 
-    document = subject.document()
-    for name in subject.settings.ordered():
-        if name == CANDIDATE:
-            continue
-        if name in sample:
-            profiles.put(document, name, sample[name], _BY)
-        elif subject.settings.space[name].when:
-            profiles.drop(document, name, _BY)
-    value: Any = document.value
-    value = {k: v for k, v in value.items() if k != "search"}
+    value = subject.written(sample)
     return f"# Found by hwopt search in {path.name}.\n" + str(
         yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     )
