@@ -1,0 +1,257 @@
+"""Super-nets: a narrow network is the whole one with channels silenced, tables rank, evolution finds, refusals."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwopt.core.hardware import Pruning
+from hwopt.errors import StageFailedError
+from hwopt.models.ensemble import Ensemble
+from hwopt.slimming import Slimmer
+from hwopt.stages.elastic.evolve import Predictor, evolve
+from hwopt.stages.elastic.latency_table import agreement, layers
+from hwopt.stages.elastic.run import _converged
+from hwopt.stages.elastic.spec import ElasticConfig
+from hwopt.stages.elastic.supernet import Sandwich, Shape, SuperNet, blocks_of
+from hwopt.training.batches import Split
+from hwopt.training.loop import fit
+from hwopt.training.settings import FitSettings
+from tests.conftest import Command, Outcome, hwopt
+
+RULES = Pruning(channel_multiple=4, least_channels=4)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def network(norm: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(1, 16, 3, padding=1), *([nn.BatchNorm2d(16)] if norm else []), nn.ReLU()]
+    return nn.Sequential(
+        *stem, nn.Conv2d(16, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
+    )
+
+
+def samples(n: int = 256) -> tuple[Tensor, Tensor]:
+    """Which quarter of the picture is bright."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, n)
+    x = rng.random((n, 1, 8, 8), np.float32) * 0.5
+    for i, label in enumerate(y):
+        row, column = divmod(int(label), 2)
+        x[i, 0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 0.4
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def supernet(module: nn.Module, widths: tuple[float, ...] = (1.0, 0.5, 0.25)) -> SuperNet:
+    x, y = samples()
+    slimmer = Slimmer(module=module, sample_shape=(1, 8, 8), rules=RULES, samples=x, labels=y)
+    return SuperNet(module, slimmer.structure, slimmer.scores("l1"), widths, RULES)
+
+
+def test_narrow_networks_are_parts_of_the_whole_one() -> None:
+    net = supernet(network(norm=False))
+    assert net.sizes == (3, 2)
+    x, _ = samples(8)
+    whole = net.module.eval()
+    assert torch.allclose(net.answers(net.whole, x), whole(x), atol=1e-6)
+    shape = Shape((1, 1))
+    keep = net.keep(shape)
+    silenced = copy.deepcopy(whole)
+    state = silenced.state_dict()
+    for (name, dim), ids in net.structure.owners.items():
+        gone = torch.from_numpy(np.flatnonzero((ids >= 0) & ~keep[np.maximum(ids, 0)]))
+        state[name].index_fill_(dim, gone, 0.0)
+    assert torch.allclose(net.answers(shape, x), silenced(x), atol=1e-5)
+
+
+def test_gradients_reach_the_whole_network_where_the_narrow_one_is() -> None:
+    net = supernet(network(norm=False))
+    x, _ = samples(8)
+    net.answers(net.least, x).sum().backward()
+    weight: Any = net.module[0].weight  # type: ignore[index]
+    rows = weight.grad.abs().flatten(1).sum(1) > 0
+    assert 0 < int(rows.sum()) <= 4
+    wider = net.keep(Shape((1, 1)))
+    assert (wider | ~net.keep(net.least)).all(), "narrower networks use a part of what wider ones use"
+
+
+def test_all_learn_together_and_a_killed_training_goes_on_alike() -> None:
+    x, y = samples(512)
+    data = Split(x=x, y=y, x_validation=x[:0], y_validation=y[:0])
+    settings = FitSettings(epochs=40, batch_size=64, watch=False)
+
+    def trained(steps: int, keep: Path | None = None) -> SuperNet:
+        net = supernet(network())
+        hook = Sandwich(net, 1, 0)
+        once = settings.model_copy(update={"max_steps": steps})
+        fit(net.module, data, once, seed=0, progress=lambda text: None, label="t", hooks=(hook,), keep=keep)
+        hook.close()
+        return net
+
+    net = trained(240)
+    for widths in itertools.product(*(range(n) for n in net.sizes)):
+        module = net.alone(Shape(widths), x)
+        assert float((module(x).argmax(1) == y).float().mean()) > 0.9, widths
+    again = trained(240)
+    for a, b in zip(net.module.parameters(), again.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    hook = Sandwich(net, 1, 0)
+    for _ in range(7):
+        hook.stepped()
+    other = Sandwich(net, 1, 0)
+    other.load_state_dict(hook.state_dict())
+    assert other.state_dict() == {"step": 7}
+
+
+def test_blocks_that_may_be_left_out() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        Residual(8),
+        Residual(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+    x, y = samples()
+    slimmer = Slimmer(module=module, sample_shape=(1, 8, 8), rules=RULES, samples=x, labels=y)
+    blocks = blocks_of(module, (1, 8, 8), slimmer.structure, x, y)
+    assert sorted(blocks) == ["1", "2"]
+    net = SuperNet(module, slimmer.structure, slimmer.scores("l1"), (1.0, 0.5), RULES, blocks)
+    least = net.alone(net.least, x)
+    assert sum(isinstance(part, Residual) for part in least) == 0  # type: ignore[union-attr,attr-defined]
+    assert least(x[:2]).shape == (2, 4)
+
+
+def test_evolution_finds_the_best_of_a_known_landscape() -> None:
+    net = supernet(network(), (1.0, 0.75, 0.5, 0.25))
+    shapes = [Shape(w) for w in itertools.product(*(range(n) for n in net.sizes))]
+
+    def quality(shape: Shape) -> float:
+        return 1.0 - 0.02 * shape.widths[0] - 0.1 * shape.widths[1]
+
+    def cost(some: Any) -> list[float]:
+        return [1.0 - 0.2 * s.widths[0] - 0.1 * s.widths[1] for s in some]
+
+    predict = Predictor.fit(net, shapes, [quality(s) for s in shapes])
+    assert predict(shapes[-1]) == pytest.approx(quality(shapes[-1]), abs=0.01)
+    found = evolve(net, predict, cost, 0.65, population=16, generations=5, seed=0)
+    best = max((s for s in shapes if cost([s])[0] <= 0.65), key=quality)
+    assert found[0][0] == best
+    assert all(share <= 0.65 for _, share in found)
+
+
+def test_layers_of_a_model_are_keyed_by_what_they_compute() -> None:
+    from hwopt.latency.costs import exported
+
+    model = exported(network().eval(), (1, 8, 8))
+    found = layers(model, 1)
+    assert len(found) == 3  # two convolutions with what is fused into them, and the matrix
+    assert len({key for key, _ in found}) == 3
+    assert [key for key, _ in layers(model, 1)] == [key for key, _ in found]
+    assert [key for key, _ in layers(model, 2)] != [key for key, _ in found]
+
+
+def test_ranks() -> None:
+    assert agreement([4.0, 3.0, 2.0, 1.0], [8.0, 6.0, 4.0, 2.0]) == (pytest.approx(1.0), pytest.approx(0.0))
+    tau, error = agreement([4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0])
+    assert tau == pytest.approx(-1.0)
+    assert error > 0.5
+
+
+def test_a_network_that_has_not_converged_is_refused() -> None:
+    x, y = samples()
+    with pytest.raises(StageFailedError, match="has not converged"):
+        _converged(network(), Split(x=x, y=y, x_validation=x, y_validation=y), ElasticConfig(macs=0.5))
+
+
+PROFILE = """\
+name: small
+threads: 1
+data: {name: digits}
+model: {name: mlp, hidden: [32, 32], norm: none}
+train: {epochs: 8, batch_size: 64, optimizer: {lr: 1.0e-2}}
+benchmark: {budget_seconds: 0.2, processes: 1}
+candidates:
+  float: []
+  slim:
+    - elastic: {macs: 0.6, train: {epochs: 2}, scored: 6, population: 8, generations: 2, finalists: 3, quantized: true}
+  best: [{ensemble: {members: 2}}]
+  both: [{ensemble: {members: 2, take: average}}]
+targets: [host-cpu]
+"""
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    folder = tmp_path_factory.mktemp("elastic")
+    (folder / "p.yaml").write_text(PROFILE)
+    return hwopt("pipeline", "run", "p.yaml", "--json", cwd=folder)
+
+
+def test_in_a_pipeline(outcome: Outcome) -> None:
+    assert outcome.code == 0, outcome.err
+    rows = {r["candidate"]: r for r in outcome.json["results"]}
+    assert rows["slim"]["macs"] <= 0.6 * rows["float"]["macs"]
+    assert rows["slim"]["accuracy"] > 0.8
+    facts = rows["slim"]["details"]["elastic"]
+    assert facts["unit"] == "macs"
+    assert facts["winner"]["cost"] <= 0.6
+    costs = [row["cost"] for row in facts["front"]]
+    assert costs == sorted(costs)
+
+
+def test_several_trainings(outcome: Outcome) -> None:
+    rows = {r["candidate"]: r for r in outcome.json["results"]}
+    facts = rows["both"]["details"]["ensemble"]
+    assert len(facts["members"]) == 2
+    assert len(set(facts["members"])) == 2 or facts["members"][0] > 0.8
+    assert rows["both"]["parameters"] == 2 * rows["float"]["parameters"]
+    assert rows["best"]["parameters"] == rows["float"]["parameters"]
+    assert rows["best"]["details"]["ensemble"]["chosen"] == facts["members"].index(max(facts["members"]))
+    labels = [s["label"] for s in outcome.json["steps"] if s["stage"] == "train"]
+    assert labels == ["train the float model", "train the float model, seed 1"]
+
+
+def test_an_ensemble_is_the_mean_of_its_members() -> None:
+    one, other = network(), network()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    x, _ = samples(4)
+    both = Ensemble([one.eval(), other.eval()])
+    assert torch.allclose(both(x), (one(x) + other(x)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("chain", "code", "says"),
+    [
+        ("[{elastic: {latency: 0.5, macs: 0.5}}]", 2, "exactly one of latency and macs"),
+        ("[{elastic: {macs: 0.5, widths: [0.5, 1.0]}}]", 2, "shares from 1.0 down"),
+        ("[{elastic: {macs: 0.5, widths: [1.0]}}]", 2, "one network only"),
+        ("[{prune: {ratio: 0.5}}, {ensemble: {members: 2}}]", 2, "put it first in the chain"),
+        ("[{ensemble: {members: 1}}]", 2, "greater than or equal to 2"),
+    ],
+)
+def test_bad_settings(chain: str, code: int, says: str, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "p.yaml").write_text(PROFILE.partition("  slim:")[0] + f"  x: {chain}\ntargets: [host-cpu]\n")
+    found = command("pipeline", "plan", "p.yaml")
+    assert (found.code, says in found.err) == (code, True), found.err
