@@ -14,7 +14,7 @@ import itertools
 import json
 import time
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import click
 import torch
@@ -110,7 +110,8 @@ def main(data: str, steps: int, super_steps: int, twins: int, out: Path) -> None
         models = [build(sup.keep(s)) for s in shapes[:: max(1, len(shapes) // 12)]]
         table = LatencyTable(bench)
         prices = table.price(models)
-        measured = [1.0, *bench.ratios(models[0], models[1:])]
+        looks = [bench.ratios(models[0], models[1:]) for _ in range(5)]
+        measured = [1.0, *(median(several) for several in zip(*looks, strict=True))]
         tau, error = agreement(prices, measured)
         print(
             f"latency table: tau {tau:.2f}, error {error:.1%}, {len(table.times)} layers timed, {len(models)} networks measured"

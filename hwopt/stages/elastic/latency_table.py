@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -29,6 +30,7 @@ _FREE: Final = frozenset(
     {"Constant", "Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Shape"}
 )
 _FUSED: Final = frozenset({"Relu", "Clip", "LeakyRelu"})  # into the convolution that gives their input
+LOOKS: Final = 3  # at every time; the median counts
 _TOGETHER: Final = 16  # sessions that are timed beside each other
 
 
@@ -52,8 +54,9 @@ class LatencyTable:
         for start in range(0, len(names), _TOGETHER):
             some = names[start : start + _TOGETHER]
             bench = _Own(self.bench)
-            for key, ratio in zip(some, bench.ratios([models[k] for k in some]), strict=True):
-                self.times[key] = ratio
+            looks = [bench.ratios([models[k] for k in some]) for _ in range(LOOKS)]
+            for key, *ratios in zip(some, *looks, strict=True):
+                self.times[key] = median(ratios)
 
 
 class _Own:

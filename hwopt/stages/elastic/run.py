@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -28,7 +29,7 @@ from hwopt.quantization.ptq import quantize_module
 from hwopt.quantization.settings import PtqSettings
 from hwopt.slimming import Slimmer, pruned_recipe
 from hwopt.stages.elastic.evolve import Predictor, evolve
-from hwopt.stages.elastic.latency_table import LatencyTable, agreement
+from hwopt.stages.elastic.latency_table import LOOKS, LatencyTable, agreement
 from hwopt.stages.elastic.spec import ElasticConfig
 from hwopt.stages.elastic.supernet import Sandwich, Shape, SuperNet, blocks_of
 from hwopt.teachers import Lesson
@@ -199,7 +200,8 @@ class _Cost:
         )
         shapes = shapes[: _MEASURED + 1]
         models = [self.model(s) for s in shapes]
-        ratios = [1.0, *self._bench.ratios(models[0], models[1:])]
+        looks = [self._bench.ratios(models[0], models[1:]) for _ in range(LOOKS)]
+        ratios = [1.0, *(median(several) for several in zip(*looks, strict=True))]
         tau, error = agreement(self(shapes), ratios)
         self._ctx.progress(
             f"elastic: the latency table ranks {len(shapes)} networks with tau {tau:.2f}, error {error:.1%}"
