@@ -1,5 +1,9 @@
 """What a network takes on a device, as the sum of what its layers take: each distinct layer is timed once.
 
+A layer by itself takes longer than among others, which hand their results on in the layout that kernels like. So the
+sum is corrected by some networks that are timed whole: a factor for every layer, near to one another unless the
+measurements say otherwise.
+
 Reference:
     Cai et al., ICLR 2019 (ProxylessNAS), appendix B: a latency table by layer and shape.
 """
@@ -31,6 +35,7 @@ _FREE: Final = frozenset(
 )
 _FUSED: Final = frozenset({"Relu", "Clip", "LeakyRelu"})  # into the convolution that gives their input
 LOOKS: Final = 3  # at every time; the median counts
+_PULL: Final = 0.01  # towards one factor for all layers
 _TOGETHER: Final = 16  # sessions that are timed beside each other
 
 
@@ -40,13 +45,35 @@ class LatencyTable:
 
     bench: Bench
     times: dict[str, float] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)  # of layers, by name; of others, their mean
+    call: float = 1.0  # what a network takes besides its layers
 
     def price(self, models: Sequence[onnx.ModelProto]) -> list[float]:
-        """The sum of each model's layers, in the table's unit; layers that are not in the table are timed first."""
+        """The sum of each model's layers; layers that are not in the table are timed first."""
+        mean = sum(self.factors.values()) / len(self.factors) if self.factors else 1.0
+        rows = self._rows(models)
+        return [self.call + sum(self.factors.get(name, mean) * t for name, t in row.items()) for row in rows]
+
+    def _rows(self, models: Sequence[onnx.ModelProto]) -> list[dict[str, float]]:
+        """Time of every layer by name, without that of a call."""
         keyed = [layers(model, self.bench.sample.shape[0]) for model in models]
-        missing = {key: model for row in keyed for key, model in row if key not in self.times}
+        missing = {key: model for row in keyed for _, key, model in row if key not in self.times}
         self._time(missing)
-        return [1.0 + sum(max(0.0, self.times[key] - 1.0) for key, _ in row) for row in keyed]
+        return [{name: max(0.0, self.times[key] - 1.0) for name, key, _ in row} for row in keyed]
+
+    def correct(self, models: Sequence[onnx.ModelProto], measured: Sequence[float]) -> None:
+        """Fit the factors to networks that were timed whole, in any unit: least squares, held near their mean."""
+        rows = self._rows(models)
+        names = sorted({name for row in rows for name in row})
+        a = np.asarray([[1.0, *(row.get(name, 0.0) for name in names)] for row in rows])
+        y = np.asarray(measured)
+        scale = float(y @ a.sum(1) / (a.sum(1) @ a.sum(1)))  # one factor for all
+        prior = np.full(a.shape[1], scale)
+        pull = _PULL * float((a**2).mean()) * len(rows)
+        gram = a.T @ a + pull * np.eye(a.shape[1])
+        found = np.maximum(0.0, np.linalg.solve(gram, a.T @ y + pull * prior))
+        self.call = float(found[0])
+        self.factors = dict(zip(names, (float(f) for f in found[1:]), strict=True))
 
     def _time(self, models: dict[str, onnx.ModelProto]) -> None:
         """Each against a call that does nothing: what a call costs by itself is counted once a network."""
@@ -93,8 +120,8 @@ def _nothing() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def layers(model: onnx.ModelProto, batch: int) -> list[tuple[str, onnx.ModelProto]]:
-    """Each layer of a float model as a model of its own, with a key that is the same for the same work."""
+def layers(model: onnx.ModelProto, batch: int) -> list[tuple[str, str, onnx.ModelProto]]:
+    """Each layer of a float model: its name, a key that is the same for the same work, and a model of it alone."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
@@ -107,7 +134,7 @@ def layers(model: onnx.ModelProto, batch: int) -> list[tuple[str, onnx.ModelProt
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found: list[tuple[str, onnx.ModelProto]] = []
+    found: list[tuple[str, str, onnx.ModelProto]] = []
     fused: set[str] = set()
     for node in graph.node:
         if node.op_type in _FREE or node.output[0] in fused:
@@ -131,7 +158,7 @@ def layers(model: onnx.ModelProto, batch: int) -> list[tuple[str, onnx.ModelProt
             nodes, "layer", [values[n] for n in dict.fromkeys(inputs)], [values[out]], weights
         )
         alone = helper.make_model(part, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-        found.append((_key(alone), alone))
+        found.append((weights[0].name if weights else node.output[0], _key(alone), alone))
     return found
 
 

@@ -37,6 +37,8 @@ from hwopt.training.batches import Split, split
 from hwopt.training.evaluation import evaluate
 
 _MEASURED: Final = 10  # networks that the table is held against
+_FITTED: Final = 24  # other networks, that it is corrected by
+_TOGETHER: Final = 12
 _EXACT: Final = 256  # networks, up to which all are looked at
 
 
@@ -192,17 +194,17 @@ class _Cost:
         Raises:
             StageFailedError: it ranks them worse than ``least_tau``: a search by it would find anything.
         """
-        if self._bench is None:
+        if self._bench is None or self._table is None:
             return None
         rng = np.random.default_rng([self._ctx.seed, 14])
-        shapes = list(
-            dict.fromkeys([self._net.whole, *(self._net.random(rng) for _ in range(4 * _MEASURED))])
-        )
-        shapes = shapes[: _MEASURED + 1]
-        models = [self.model(s) for s in shapes]
-        looks = [self._bench.ratios(models[0], models[1:]) for _ in range(LOOKS)]
-        ratios = [1.0, *(median(several) for several in zip(*looks, strict=True))]
-        tau, error = agreement(self(shapes), ratios)
+        drawn = list(dict.fromkeys(self._net.random(rng) for _ in range(4 * (_FITTED + _MEASURED))))
+        apart = max(3, min(_MEASURED, len(drawn) // 3))  # judged on others than it is corrected by
+        fitted, shapes = drawn[apart : apart + _FITTED], [self._net.whole, *drawn[:apart]]
+        first = self.model(self._net.whole)
+        fit_models, models = [self.model(s) for s in fitted], [self.model(s) for s in shapes]
+        self._table.correct([first, *fit_models], [1.0, *self._timed(self._bench, first, fit_models)])
+        self._known.clear()
+        tau, error = agreement(self(shapes), [1.0, *self._timed(self._bench, first, models[1:])])
         self._ctx.progress(
             f"elastic: the latency table ranks {len(shapes)} networks with tau {tau:.2f}, error {error:.1%}"
         )
@@ -216,8 +218,18 @@ class _Cost:
             "tau": tau,
             "error": error,
             "networks": len(shapes),
-            "layers": len(self._table.times if self._table else {}),
+            "corrected_by": len(fitted),
+            "layers": len(self._table.times),
         }
+
+    @staticmethod
+    def _timed(bench: Bench, first: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> list[float]:
+        """Whole networks as shares of the first, some at a time, the median of several looks."""
+        found: list[float] = []
+        for start in range(0, len(models), _TOGETHER):
+            looks = [bench.ratios(first, models[start : start + _TOGETHER]) for _ in range(LOOKS)]
+            found += [median(several) for several in zip(*looks, strict=True)]
+        return found
 
 
 class _Looks:
