@@ -38,10 +38,15 @@ def same_results(folder: Path, undisturbed: dict[str, dict[str, str]]) -> None:
             assert mine == {port: d for port, d in undisturbed[label].items() if port != "ledger"}, label
 
 
-def test_killed_at_every_named_place(tmp_path: Path, undisturbed: dict[str, dict[str, str]]) -> None:
+@pytest.mark.parametrize(
+    "names", [NAMES[4:9:2] + NAMES[9:12:2], pytest.param(NAMES, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_killed_at_every_named_place(
+    names: tuple[str, ...], tmp_path: Path, undisturbed: dict[str, dict[str, str]]
+) -> None:
     """One store, a run for each place; each is cut off there, and the next goes on from what is finished."""
     small.write(tmp_path)
-    for name in NAMES:
+    for name in names:
         if small.finished(tmp_path).keys() == undisturbed.keys():
             shutil.rmtree(tmp_path / ".hwopt")  # nothing is left to be cut off: from the beginning
         before, earlier = small.finished(tmp_path), small.steps_begun(tmp_path)
