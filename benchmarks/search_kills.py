@@ -3,7 +3,8 @@
     python -m benchmarks.search_kills --kills 20
 
 The lead and one worker share a PostgreSQL database that is started for the purpose. After every kill (SIGKILL, of the lead
-and of the worker in turn) the killed one is started again. At the end: every trial has one state, the samples, states and
+and of the worker in turn) the killed one is started again. Proposals are random, so that they do not depend on the order
+in which workers finish. At the end: every trial has one state, the samples, states and
 values are those of an undisturbed search on one machine, and the same version is the best.
 """
 
@@ -34,10 +35,9 @@ candidates: {float: []}
 targets: [host-cpu]
 requirements: [{metric: macs, max: 3000}]
 search:
-  sampler: tpe
+  sampler: random
   trials: 60
   objectives: [{metric: accuracy}]
-  halving: {first: 0.3}
   space:
     train.optimizer.lr: {log: [1e-3, 3e-2]}
     model.hidden.0: {one_of: [8, 16, 24, 32, 48, 64]}

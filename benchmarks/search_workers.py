@@ -37,7 +37,7 @@ candidates: {float: []}
 targets: [host-cpu]
 search:
   sampler: random
-  trials: 12
+  trials: 20
   objectives: [{metric: validation_accuracy}]
   space: {train.optimizer.lr: {log: [1e-3, 3e-2]}}
 """
