@@ -29,6 +29,7 @@ from hwopt.quantization.insert import insert
 from hwopt.quantization.tidy import split_biases
 
 FORMAT: Final = 2
+NEWEST: Final = 3  # with blocks left out, or several networks
 _MOST_MEMBERS: Final = 32
 
 
@@ -52,7 +53,8 @@ class Recipe:
     def to_json(self) -> dict[str, JSON]:
         """Plain JSON."""
         return {
-            "format": FORMAT,
+            # Older versions would build something else of these.
+            "format": NEWEST if self.dropped or self.members > 1 else FORMAT,
             "model": self.model.to_json(),
             "sample_shape": list(self.sample_shape),
             "tokens": tokens_of(self.sample_shape),
@@ -88,7 +90,7 @@ class Recipe:
         """The inverse of ``to_json``."""
         scheme = value["scheme"]
         first = value["format"] == 1  # without rules, and with other grids in quantized networks
-        if value["format"] not in {1, FORMAT} or (first and scheme is not None):
+        if value["format"] not in {1, FORMAT, NEWEST} or (first and scheme is not None):
             raise ConfigError(
                 f"checkpoint format {value['format']}; this hwopt reads {FORMAT}",
                 fix="quantize the float checkpoint again" if first else "upgrade hwopt",
@@ -255,7 +257,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[Recipe, dict[str, Tensor]]:
         )
     try:
         return Recipe.from_json(json.loads(header)), state
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise UnsafeInputError(
             f"the recipe in the file's header is broken: {error}", where=str(path)
         ) from None

@@ -51,16 +51,23 @@ def activation_bytes(model: onnx.ModelProto) -> int | None:
     peak = 0
     for index, node in enumerate(graph.node):
         for name in node.output:
-            fused = [reader for reader in readers.get(name, []) if reader.op_type in _FUSED]
-            if name in constant or name in owner or (fused and len(fused) == len(readers[name])):
-                continue
-            live.add(name)
+            if name not in constant and name not in owner:
+                live.add(_end(name, readers))  # what is fused into this node leaves its own result here
         found = [sizes.get(name) for name in live]
         if any(size is None for size in found):
             return None
         peak = max(peak, sum(size for size in found if size is not None))
         live = {name for name in live if last.get(name, -1) > index}
     return peak
+
+
+def _end(name: str, readers: dict[str, list[onnx.NodeProto]]) -> str:
+    """The tensor that a node leaves behind, with what runtimes fuse into it."""
+    after = readers.get(name, [])
+    while len(after) == 1 and after[0].op_type in _FUSED and after[0].input[0] == name:
+        name = after[0].output[0]
+        after = readers.get(name, [])
+    return name
 
 
 def _bytes(value: onnx.ValueInfoProto) -> int | None:

@@ -87,20 +87,23 @@ def search(
     an interruption.
     """
     load_reference("hwopt.search.needs:needs_optuna")()
-    session = load_reference("hwopt.search.session:search").__globals__
+    run, wanted = load_reference("hwopt.search.session:search"), load_reference("hwopt.search.session:Wish")
     place, say = Store(store), progress(quiet)
     checked = load(profile, overrides)
-    wish = session["Wish"](refit=not no_refit, **wishes)
+    wish = wanted(refit=not no_refit, **wishes)
     if join:
         done = load_reference("hwopt.search.crews.queue:join")(checked, place, say, wish)
-        click.echo(f"{done} jobs done")
+        if as_json:
+            print_json({"schema_version": 1, "jobs": done})
+        else:
+            click.echo(f"{done} jobs done")
         return 0
 
     def report(run_id: str, record: dict[str, Any]) -> None:
         for form in ("html", "md"):
             write_text(place.run_folder(run_id) / f"report.{form}", render(record, form))
 
-    found = session["search"](checked, place, say, wish, report)
+    found = run(checked, place, say, wish, report)
     if as_json:
         print_json(found)
     else:
@@ -154,4 +157,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 def _number(value: Mapping[str, Any]) -> str:
     low, high = value["low"], value["high"]
     text = f"{value['estimate']:.4g}"
-    return text if low == high else f"{text} [{low:.4g}, {high:.4g}]"
+    return text if low == high else f"{text} [{_end(low)}, {_end(high)}]"
+
+
+def _end(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g}"

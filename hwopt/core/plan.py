@@ -31,7 +31,7 @@ class Step:
     inputs: Mapping[str, Source]
     where: str | None  # file:line in the profile
     model: Choice  # the network of the profile that the step comes from
-    seed: int
+    threads: int  # for training libraries
     basis: Mapping[str, Any] = field(default_factory=dict)  # what the key is the digest of
 
 

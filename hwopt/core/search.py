@@ -51,6 +51,11 @@ def problem(kind: str, text: str, fix: str) -> PydanticCustomError:
     return PydanticCustomError(kind, "{text}", {"text": text, "fix": fix})
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Equal as values of a profile: 0 is 0.0, and true is no 1."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
 class Axis(Settings):
     """The values that one key of the profile may take; exactly one of the kinds."""
 
@@ -77,7 +82,7 @@ class Axis(Settings):
         if self.one_of is not None:
             if not self.one_of:
                 raise problem("axis", "one_of is empty: there is nothing to choose from", "list the values")
-            if len({repr(v) for v in self.one_of}) < len(self.one_of):
+            if any(_same(a, b) for i, a in enumerate(self.one_of) for b in self.one_of[:i]):
                 raise problem("axis", "one_of has a value twice", "list each value once")
         else:
             low, high = self.ends
@@ -115,7 +120,7 @@ class Axis(Settings):
     def holds(self, value: JSON) -> bool:
         """Whether it may take a value."""
         if self.one_of is not None:
-            return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.one_of)
+            return any(_same(value, v) for v in self.one_of)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         low, high = self.ends

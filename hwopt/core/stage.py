@@ -61,6 +61,11 @@ def one(config: Any) -> int:
     return 1
 
 
+def all_known(config: Any) -> frozenset[str] | None:
+    """For stages whose structure is the same whatever the weights."""
+    return None
+
+
 def unchanged(config: Any) -> Any:
     """For stages that cost as much to run after training as before it."""
     return config
@@ -104,8 +109,10 @@ class StageSpec:
     members: Callable[[Any], int] = one
     libraries: tuple[str, ...] = ()  # distributions whose version changes the result
     # The settings that give a network of the same structure without training, so that its cost can be known
-    # first; None where the structure stays as it is. The field is None where only training decides it.
-    untrained: Callable[[Any], Settings | None] | None = unchanged
+    # first; None where the structure stays as it is.
+    untrained: Callable[[Any], Settings | None] = unchanged
+    # Metrics of a network's structure that do not depend on what it has learnt; None: all of them.
+    known: Callable[[Any], frozenset[str] | None] = all_known
 
     @property
     def is_chain_link(self) -> bool:

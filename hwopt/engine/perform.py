@@ -190,6 +190,8 @@ class Operations:
         holdout = None if task.holdout is None else task.holdout.to_json()
         kept = canonical_json([task.data.to_json(), str(task.root), holdout])
         if kept not in self._data:
+            # One at a time: every fold of a search is a copy of the whole.
+            self._data = {}
             self._data[kept] = loader(task.data, task.data_where, task.root, task.holdout)
         done = perform(task, say, self._data[kept])
         return {

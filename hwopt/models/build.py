@@ -134,6 +134,8 @@ def leave_out(module: nn.Module, blocks: Sequence[str]) -> None:
     for path in blocks:
         parent, _, name = path.rpartition(".")
         try:
+            if not name:
+                raise AttributeError(path)
             module.get_submodule(path)
         except AttributeError:
             raise ConfigError(f"the network has no block {path!r} to leave out") from None

@@ -111,6 +111,8 @@ class _Builder:
                     text = f"{link.stage} takes the float model from several seeds, and stands behind another step"
                     problem = Problem(problem=text, where=link.where, fix="put it first in the chain")
                     found[(text, link.where)] = problem
+                for text, fix in self.member_problems(spec, link):
+                    found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 for text, fix in self.teacher_problems(candidate, link):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 kind = spec.produces["checkpoint"]
@@ -130,6 +132,26 @@ class _Builder:
                 where = self.profile.where("estimate")
                 found[(text, where)] = Problem(problem=text, where=where, fix=fix)
         return list(found.values())
+
+    def member_problems(self, spec: StageSpec, link: Link) -> list[tuple[str, str]]:
+        """What several trainings of the float model cannot be made of."""
+        if spec.members(link.config) == 1:
+            return []
+        source: Any = self.profile.source.config
+        if not hasattr(source, "restart"):
+            return [
+                (f"{link.stage} trains several times, and the model is an ONNX file", "name a torch model")
+            ]
+        share = getattr(link.config, "validation_share", source.validation_share)
+        if share != source.validation_share:
+            return [
+                (
+                    f"{link.stage} compares on {share:g} of the training split, and train holds back "
+                    f"{source.validation_share:g}",
+                    "give both the same validation_share",
+                )
+            ]
+        return []
 
     def teacher_problems(self, candidate: Candidate, link: Link) -> list[tuple[str, str]]:
         """A teacher that is no candidate, or that learns from its own student."""
@@ -297,8 +319,10 @@ class _Builder:
                     inputs["teacher"] = self.chained(teacher, target)[0]
             source = self.profile.source
             for number in range(1, spec.members(link.config)):
-                label = f"{source.stage} the float model, seed {self.profile.seed + number}"
-                inputs[f"member{number}"] = self.link(source, label, number)
+                again = replace(source, config=source.config.model_copy(update={"restart": number}))
+                inputs[f"member{number}"] = self.link(
+                    again, f"{source.stage} the float model, restart {number}"
+                )
             config = link.config
             if spec.times(config) or getattr(config, "estimated", False):  # estimates need the batch
                 timing: Any = getattr(config, "timing", None)
@@ -325,8 +349,8 @@ class _Builder:
     def trained(self) -> Source:
         return self.link(self.profile.source, f"{self.profile.source.stage} the float model")
 
-    def link(self, link: Link, label: str, seed: int = 0) -> Source:
-        return self.add(link.stage, label, link.config, None, {}, link.where, seed)
+    def link(self, link: Link, label: str) -> Source:
+        return self.add(link.stage, label, link.config, None, {}, link.where)
 
     def export(self, checkpoint: Source, name: str, hardware: HardwareProfile | None) -> Source:
         return self.add("export", f"export {name}", NoOptions(), hardware, {"checkpoint": checkpoint}, None)
@@ -339,12 +363,10 @@ class _Builder:
         hardware: HardwareProfile | None,
         inputs: Mapping[str, Source],
         where: str | None,
-        seed: int = 0,
     ) -> Source:
         """A step, or the equal one that is already there; the source of its first output."""
         spec: StageSpec = resolve("stage", stage)
         basis = self.basis(spec, config, hardware, inputs)
-        basis["seed"] = self.profile.seed + seed
         key = digest_of(basis)
         if key not in self.steps:
             self.steps[key] = Step(
@@ -356,7 +378,7 @@ class _Builder:
                 inputs=inputs,
                 where=where,
                 model=self.profile.model,
-                seed=self.profile.seed + seed,
+                threads=self.profile.threads or 1,
                 basis=basis,
             )
         return Source(step=key, port=next(iter(spec.produces)))
@@ -374,6 +396,7 @@ class _Builder:
             "version": spec.version,
             "config": config.to_json(),
             "hardware": spec.facet(hardware) if hardware else {},
+            "seed": self.profile.seed,
             "inputs": {port: [source.step, source.port] for port, source in inputs.items()},
             "libraries": {name: _version(name) for name in ("hwopt", "numpy", *spec.libraries)},
             "plugins": self.outside_plugins(spec, config),

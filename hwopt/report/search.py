@@ -52,7 +52,7 @@ def search_page(found: Found) -> str:
                 "number": t["number"],
                 "status": t["status"],
                 "said": ", ".join(f"{name} {said(value)}" for name, value in sorted(t["values"].items())),
-                "reason": t["reason"] or "",
+                "reason": "; ".join([*([t["reason"]] if t["reason"] else []), *t["notes"]]),
                 "version": version(t["sample"]),
             }
             for t in found["trials"]
@@ -63,10 +63,13 @@ def search_page(found: Found) -> str:
 def summary(found: Found) -> str:
     """How many versions, what became of them, and which one won."""
     counts = ", ".join(f"{n} {status}" for status, n in found["counts"].items() if n)
-    text = f"{len(found['trials'])} versions: {counts}; ended because {found['ended']}."
+    end = "it goes on" if found["ended"] is None else f"ended because {found['ended']}"
+    text = f"{len(found['trials'])} versions: {counts}; {end}."
     if found["winner"] is None:
         return f"{text} No trained version keeps the limits."
     text += f" The winner is trial {found['winner']}."
+    if found["limits"] and not found["surely_keeps_limits"]:
+        text += " It keeps the limits by its estimates; its intervals leave it open."
     if found["surely_better_than_defaults"] is False:
         text += " Its lead over the profile as written is within noise."
     return text

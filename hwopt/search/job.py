@@ -55,7 +55,7 @@ class Job:
 class Outcome:
     """What became of a job."""
 
-    status: str  # ok | failed | lost
+    status: str  # ok | failed
     values: Mapping[str, Value] = field(default_factory=dict)
     reason: str | None = None
     notes: tuple[str, ...] = ()

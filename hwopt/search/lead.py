@@ -30,7 +30,7 @@ class Lead:
 
     Args:
         on_trial: called after every trial, with all of them.
-        stopping: asked before every proposal; a text ends the search with it as the reason.
+        stopping: asked again and again; a text ends the search with it as the reason, an error at once.
     """
 
     subject: Subject
@@ -41,7 +41,6 @@ class Lead:
     stopping: Callable[[], str | None] = lambda: None
     trials: list[Trial] = field(default_factory=list)
     _busy: dict[str, int] = field(default_factory=dict)  # key of a job -> trial
-    _refit: bool = False
 
     @property
     def proposer(self) -> Proposer:
@@ -78,6 +77,9 @@ class Lead:
                 self.trials.append(trial)
                 self._advance(trial)
                 why = self._enough()
+            if final is not None:  # what nobody has begun is left for another time
+                for job in self.crew.withdraw():
+                    self._busy.pop(job.key, None)
             if not self._busy:
                 if why is not None:
                     break
@@ -100,11 +102,9 @@ class Lead:
     def _past(self, trial: Trial) -> Past:
         values = [trial.all_values.get(o.metric) for o in self.subject.objectives]
         known = trial.status == "ok" and all(v is not None for v in values)
-        steps = (
-            {i + 1: v.estimate for i, v in enumerate(trial.rungs.values())}
-            if trial.status == "rejected"
-            else {}
-        )
+        same = self.subject.rung_metric == self.subject.objectives[0].metric
+        given_up = trial.status == "rejected" and same
+        steps = {i + 1: v.estimate for i, v in enumerate(trial.rungs.values())} if given_up else {}
         return Past(
             sample=trial.sample,
             running=trial.status == "running",
@@ -207,14 +207,23 @@ class Lead:
                     return job
                 if self._failed(trial, found):
                     return None
-            values = merged([trial.runs[_key(job)].values for job in jobs])
-            if share < 1:
-                trial.rungs[f"{share:.4f}"] = values[subject.rung_metric]
+            values = merged([trial.runs[_key(job)].values for job in jobs], folds=seen.used)
+            lacking = [m for m in self._needed(share) if m not in {**trial.known, **values}]
+            if lacking:
+                trial.status, trial.reason = "failed", f"the training gave no {' and no '.join(lacking)}"
+                return None
+            if share == 1:
+                trial.values, trial.status = values, "ok"
+            elif (rung := f"{share:.4f}") not in trial.passed:
+                trial.rungs[rung] = values[subject.rung_metric]
                 if self._given_up(trial, share, values):
                     return None
-            else:
-                trial.values, trial.status = values, "ok"
+                trial.passed.append(rung)  # once, by what was known then: others may overtake it later
         return None
+
+    def _needed(self, share: float) -> list[str]:
+        """Metrics without which nothing can be decided."""
+        return [self.subject.rung_metric] if share < 1 else [str(o.metric) for o in self.subject.objectives]
 
     def _failed(self, trial: Trial, outcome: Outcome) -> bool:
         trial.notes = list(dict.fromkeys([*trial.notes, *outcome.notes]))
@@ -256,13 +265,15 @@ class Lead:
 
     def _at_rung(self, trial: Trial, share: float) -> dict[str, Value]:
         runs = [run.values for key, run in trial.runs.items() if f'"share":{share}' in key]
-        return {**trial.known, **merged(runs)} if runs else {}
+        folds = self.subject.settings.validation.used
+        return {**trial.known, **merged(runs, folds=folds)} if runs else {}
 
     def _receive(self, job: Job, outcome: Outcome) -> None:
         number = self._busy.pop(job.key, None)
         trial = next((t for t in self.trials if t.number == number), None)
         if trial is None or trial.status != "running":
             return  # twice done, after a lease ran out
+        self.stopping()  # raises where another process leads by now: what follows would be written over its words
         trial.runs[_key(job)] = outcome
         crossing("search.worked")
         self.ledger.note(trial)
@@ -353,7 +364,7 @@ class Lead:
                 found.append(max(value, found[-1]) if found else value)
         return found
 
-    def summary(self, why: str) -> dict[str, Any]:
+    def summary(self, why: str | None) -> dict[str, Any]:
         """The document that ``--json`` prints."""
         winner = self.winner()
         return {
@@ -371,6 +382,7 @@ class Lead:
             "cpu_seconds": sum(t.cpu_seconds for t in self.trials),
             "front": [t.number for t in self.front()],
             "winner": None if winner is None else winner.number,
+            "surely_keeps_limits": None if winner is None else self.keeps(winner, surely=True),
             "surely_better_than_defaults": None if winner is None else self.sure(winner),
         }
 

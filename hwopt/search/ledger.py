@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, run_grpc_proxy_server
 from optuna.storages import get_storage as cached
 from optuna.study import StudyDirection as Direction
@@ -27,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.crossings import crossing
 from hwopt.core.search import Axis
-from hwopt.errors import ConfigError, EngineMissingError
+from hwopt.errors import ConfigError, EngineMissingError, StageFailedError
 from hwopt.search.job import Outcome, Sample
 from hwopt.search.samplers import is_ordered, quiet
 from hwopt.search.subject import Subject
@@ -36,6 +38,9 @@ from hwopt.search.values import Value
 _KEY: Final = "hwopt"
 _BUSY_SECONDS: Final = 60
 _RACES: Final = 5
+_PATIENCE: Final = 60  # times
+_PAUSE_SECONDS: Final = 5.0
+T = TypeVar("T")
 _CONNECT_SECONDS: Final = 5
 
 
@@ -57,6 +62,7 @@ class Trial:
     known: dict[str, Value] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     rungs: dict[str, Value] = field(default_factory=dict)
+    passed: list[str] = field(default_factory=list)  # rungs beyond which it was trained
     runs: dict[str, Outcome] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -85,6 +91,7 @@ class Trial:
             "known": {k: v.to_json() for k, v in self.known.items()},
             "values": {k: v.to_json() for k, v in self.values.items()},
             "rungs": {k: v.to_json() for k, v in self.rungs.items()},
+            "passed": list[JSON](self.passed),
             "runs": {k: v.to_json() for k, v in self.runs.items()},
             "notes": list[JSON](self.notes),
         }
@@ -97,7 +104,8 @@ class Trial:
             for part in ("known", "values", "rungs")
         }
         runs = {k: Outcome.from_json(v) for k, v in value["runs"].items()}
-        return cls(**{**value, **values, "runs": runs, "notes": list(value["notes"])})
+        lists = {part: list(value[part]) for part in ("notes", "passed")}
+        return cls(**{**value, **values, **lists, "runs": runs})
 
 
 class Ledger:
@@ -152,16 +160,21 @@ class Ledger:
             system_attrs={},
             intermediate_values={},
         )
-        trial_id = self.storage.create_new_trial(self.study._study_id, template_trial=template)
+        study_id = self.study._study_id
+        trial_id = patient(lambda: self.storage.create_new_trial(study_id, template_trial=template))
         trial.number = self.storage.get_trial_number_from_id(trial_id)
         return trial
 
     def note(self, trial: Trial) -> None:
         """Keep what is known of a running trial so far."""
-        self.storage.set_trial_user_attr(self._id(trial), _KEY, canonical_json(trial.to_json()))
+        text = canonical_json(trial.to_json())
+        patient(lambda: self.storage.set_trial_user_attr(self._id(trial), _KEY, text))
 
     def finish(self, trial: Trial) -> None:
         """Keep a trial for good, in Optuna's words too."""
+        patient(lambda: self._finish(trial))
+
+    def _finish(self, trial: Trial) -> None:
         trial_id = self._id(trial)
         self.note(trial)
         self.storage.set_trial_user_attr(trial_id, "status", trial.status)
@@ -197,9 +210,35 @@ class Ledger:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, trial.number)
 
 
+def patient(call: Callable[[], T]) -> T:
+    """A call to the storage; where it is away for a moment, again, for a few minutes.
+
+    Raises:
+        StageFailedError: it stays away.
+    """
+    for again in range(_PATIENCE, -1, -1):
+        try:
+            return call()
+        except StorageInternalError as error:
+            if again == 0:
+                raise StageFailedError(
+                    f"the storage went away: {str(error.__cause__ or error).splitlines()[0]}",
+                    fix="start it again; the same command goes on",
+                ) from None
+            time.sleep(_PAUSE_SECONDS)
+    raise AssertionError
+
+
 def agree(kept: Mapping[str, Any], mine: Mapping[str, JSON], what: str) -> None:
     """ConfigError where two sides of a search are not the same program on the same question."""
-    words = {"profile": "profile", "data": "data", "hwopt": "version of hwopt", "optuna": "version of Optuna"}
+    words = {
+        "profile": "profile",
+        "data": "data",
+        "code": "code of the model",
+        "machine": "machine, and its times are compared",
+        "hwopt": "version of hwopt",
+        "optuna": "version of Optuna",
+    }
     different = [name for name in words if kept.get(name) != mine.get(name)]
     if different:
         said = "; ".join(
@@ -214,7 +253,7 @@ def agree(kept: Mapping[str, Any], mine: Mapping[str, JSON], what: str) -> None:
         raise ConfigError(
             f"{what} was begun with {said}",
             fix="give another --study NAME"
-            if different[0] in {"profile", "data"}
+            if different[0] in {"profile", "data", "code", "machine"}
             else "install the same versions on every machine, or give another --study NAME",
         )
 
@@ -232,10 +271,13 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     if url is None:
         folder.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{folder.resolve() / 'search.db'}"
-    parts = urlsplit(url)
-    kind = parts.scheme.partition("+")[0]
+    try:
+        parts = urlsplit(url)
+        kind, port = parts.scheme.partition("+")[0], parts.port
+    except ValueError as error:
+        raise ConfigError(f"the address of the storage cannot be read: {error}", where="--storage") from None
     if kind == "grpc":
-        return _proxy(parts.hostname or "localhost", parts.port or 13000)
+        return _proxy(parts.hostname or "localhost", port or 13000)
     if kind in {"postgresql", "postgres"}:
         url = "postgresql+psycopg" + url[len(parts.scheme) :]
         options: dict[str, Any] = {
@@ -286,6 +328,13 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         ) from None
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Give back the connections of a storage."""
+    behind = getattr(storage, "_backend", storage)
+    if isinstance(behind, RDBStorage):
+        behind.engine.dispose()
+
+
 def _proxy(host: str, port: int) -> BaseStorage:
     try:
         with warnings.catch_warnings():
@@ -327,7 +376,8 @@ def _serialize(storage: RDBStorage) -> None:
 def hidden(url: str) -> str:
     """An address without its password."""
     parts = urlsplit(url)
-    return url if parts.password is None else url.replace(f":{parts.password}@", ":***@")
+    shown = url if parts.password is None else url.replace(f":{parts.password}@", ":***@")
+    return re.sub(r"((?:password|passwd|pwd)=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
 
 
 def _shown(axis: Axis, value: JSON) -> Any:

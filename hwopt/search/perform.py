@@ -19,10 +19,11 @@ from hwopt.engine.perform import Worker, loader
 from hwopt.engine.pipeline import execute, new_worker
 from hwopt.engine.prepare import Prepared, prepare
 from hwopt.engine.results import assemble
-from hwopt.errors import ConfigError, HwoptError, ResourceLimitError
+from hwopt.errors import ConfigError, EngineMissingError, HwoptError, LockHeldError, ResourceLimitError
+from hwopt.numerics.intervals import wilson_interval
 from hwopt.plugins import load_reference
 from hwopt.search.job import Job, Outcome
-from hwopt.search.subject import Subject, undecided
+from hwopt.search.subject import Subject, known_before
 from hwopt.search.values import Value
 from hwopt.store.store import Store
 
@@ -73,8 +74,8 @@ class Here:
         started = time.monotonic()
         try:
             outcome = self._perform(job)
-        except ResourceLimitError:
-            raise
+        except (ResourceLimitError, EngineMissingError, LockHeldError):
+            raise  # of this machine, and not of the version
         except HwoptError as error:
             first = error.problems[0]
             outcome = Outcome(
@@ -101,9 +102,15 @@ class Here:
         metrics = self.subject.metrics(trained=job.trained)
         if job.trained and not next(c.chain for c in profile.candidates if c.name == name):
             metrics -= STRUCTURAL  # known before training, and the network has the same structure
-        open_stage = None if job.trained else undecided(profile, name)
-        if open_stage is not None:
-            return Outcome(status="ok", notes=(f"{open_stage} decides by training what it costs",))
+        notes: tuple[str, ...] = ()
+        if not job.trained:
+            known, deciding = known_before(self.subject.changed(job.sample), name)
+            if metrics - known:
+                said = ", ".join(sorted(metrics - known))
+                notes = (f"not known before training, which {' and '.join(deciding)} waits for: {said}",)
+            metrics &= known
+            if not metrics:
+                return Outcome(status="ok", notes=notes)
         prepared = prepare(profile, reference)
         row = next(r for r in prepared.plan.rows if r.candidate == name)
         if row.unavailable is not None:
@@ -112,7 +119,7 @@ class Here:
         chain = chain_of(prepared.plan, row)
         wanted = steps_for(prepared.plan, row, metrics, chain)
         if not wanted:
-            return Outcome(status="ok")
+            return Outcome(status="ok", notes=notes)
         if self._worker is None:
             self._worker = new_worker(prepared)
         with self.store.locked(3600.0):
@@ -125,7 +132,10 @@ class Here:
         result = assemble(row, [state.done[k].facts for k in row.steps if k in state.done], None, hardware)
         values = {m: v for m in metrics if (v := value_of(m, result)) is not None}
         trained = [state.done[key].facts for key in chain if key in state.done]
-        if "validation_accuracy" in metrics and (value := validation_accuracy(trained)) is not None:
+        source: Any = profile.source.config
+        left = self.samples - self.samples // self.subject.settings.validation.folds
+        held = round(left * getattr(source, "validation_share", 0.0))
+        if "validation_accuracy" in metrics and (value := validation_accuracy(trained, held)) is not None:
             values["validation_accuracy"] = value
         spent = sum(
             float((state.done[key].facts.get("training") or {}).get("cpu_seconds", 0.0))
@@ -143,7 +153,7 @@ class Here:
         ):
             path = model.artifacts["model"].path
             values["latency_ms"] = predicted(path, hardware, prepared)
-        return Outcome(status="ok", values=values, cpu_seconds=spent)
+        return Outcome(status="ok", values=values, cpu_seconds=spent, notes=notes)
 
 
 def chain_of(plan: Plan, row: Row) -> list[str]:
@@ -191,6 +201,8 @@ def value_of(metric: str, result: Mapping[str, Any]) -> Value | None:
         return Value(estimate=1.0, low=1.0, high=1.0, tier=tier)
     if ends is None:
         return None
+    if metric == "agreement":
+        return _share(float(result[metric]), int((details.get("evaluation") or {}).get("samples") or 0))
     if metric == "relative_latency":
         estimate = 1 / float(result["speedup"]["estimate"])
     elif metric == "speedup":
@@ -204,22 +216,29 @@ def value_of(metric: str, result: Mapping[str, Any]) -> Value | None:
     return Value(estimate=estimate, low=min(ends[0], estimate), high=max(ends[1], estimate), tier=tier)
 
 
+def _share(estimate: float, samples: int) -> Value:
+    """A share of samples with Wilson's interval."""
+    low, high = wilson_interval(round(estimate * samples), samples) if samples else (0.0, 1.0)
+    return Value(
+        estimate=estimate, low=min(low, estimate), high=max(high, estimate), tier=Tier.MEASURED.value
+    )
+
+
 def _is_the_reference(details: Mapping[str, Any]) -> bool:
     benchmark = details.get("benchmark") or {}
     digest = benchmark.get("model_digest")
     return digest is not None and digest == benchmark.get("baseline_digest")
 
 
-def validation_accuracy(facts: Sequence[Mapping[str, Any]]) -> Value | None:
-    """Accuracy of the last training on its own validation split."""
+def validation_accuracy(facts: Sequence[Mapping[str, Any]], samples: int) -> Value | None:
+    """Accuracy of the last training on its own validation split of so many samples."""
     for part in reversed(facts):
         epochs = part.get("finetune_history") or part.get("history")
         accuracies = [
             e["validation_accuracy"] for e in epochs or () if e.get("validation_accuracy") is not None
         ]
         if accuracies:
-            last = float(accuracies[-1])
-            return Value(estimate=last, low=last, high=last, tier=Tier.MEASURED.value)
+            return _share(float(accuracies[-1]), samples)
     return None
 
 

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -237,7 +237,9 @@ def values_of(axis: Axis) -> list[JSON]:
     """All values of an axis that can be counted."""
     if axis.one_of is not None:
         return list(axis.one_of)
-    return [_at(axis, i / max(1, int(axis.size) - 1)) for i in range(int(axis.size))]
+    low, step = axis.ends[0], axis.step or 1
+    whole = axis.integers is not None or axis.log_integers is not None
+    return [int(low + i * step) if whole else _rounded(axis, low + i * step) for i in range(int(axis.size))]
 
 
 def distribution_of(axis: Axis) -> Distribution:
@@ -286,11 +288,13 @@ def _rounded(axis: Axis, value: float) -> float:
 def _position(axis: Axis, value: Any) -> float:
     """Where a value lies between the ends of its axis, 0 to 1."""
     if axis.one_of is not None:
-        return axis.one_of.index(value) / max(1, len(axis.one_of) - 1)
+        return float(axis.one_of.index(value)) / max(1, len(axis.one_of) - 1)
     low, high = axis.ends
+    if high == low:
+        return 0.5
     if axis.log is not None or axis.log_integers is not None:
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low) if high > low else 0.5
+        return math.log(float(value) / low) / math.log(high / low)
+    return float(value - low) / (high - low)
 
 
 def _at(axis: Axis, place: float) -> JSON:
@@ -303,10 +307,7 @@ def _at(axis: Axis, place: float) -> JSON:
     value = low * (high / low) ** place if logarithmic else low + place * (high - low)
     if axis.integers is not None or axis.log_integers is not None:
         step = int(axis.step or 1)
-        return min(int(high), int(low) + round((value - low) / step) * step)
+        return int(low) + min(round((value - low) / step), (int(high) - int(low)) // step) * step
     if axis.step is not None:
-        value = low + round((value - low) / axis.step) * axis.step
+        value = low + min(round((value - low) / axis.step), int(axis.size) - 1) * axis.step
     return _rounded(axis, value)
-
-
-Propose = Callable[[Sequence[Past]], Sample | None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import re
 import secrets
 import threading
 import time
@@ -14,23 +15,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage
 
 import hwopt
 from hwopt.core.canonical import JSON, pretty_json
 from hwopt.core.profile import Link, PipelineProfile
 from hwopt.core.stage import Progress
 from hwopt.engine import pipeline as engine
+from hwopt.engine.prepare import code_digest
 from hwopt.errors import ConfigError, LockHeldError
 from hwopt.plugins import load_reference, resolve
 from hwopt.report.search import search_page
 from hwopt.search.lead import Lead
-from hwopt.search.ledger import Ledger, Trial, importances, open_storage
+from hwopt.search.ledger import Ledger, Trial, close_storage, importances, open_storage
 from hwopt.search.perform import Here
 from hwopt.search.subject import Subject, written
 from hwopt.store.atomic import write_text
 from hwopt.store.store import Store
 
 _BEAT_SECONDS: Final = 3.0
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +62,22 @@ def search(
         ConfigError: the profile, the limits or the storage; LockHeldError: another search of that name is led.
     """
     subject = Subject.of(profile)
-    if wish.seconds is not None and subject.settings.seconds is None:
+    if wish.seconds is not None:
         subject = replace(subject, settings=subject.settings.model_copy(update={"seconds": wish.seconds}))
+    if wish.crew == "queue" and wish.storage is None:
+        raise ConfigError(
+            "workers find their jobs in a shared storage", fix="give --storage postgresql://USER@HOST/DB"
+        )
     name = wish.study or profile.name
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be a search's name", where="--study", fix="use letters, digits, dot, dash"
+        )
     folder = store.root / "search" / name
     here = Here(subject=subject, store=store, progress=lambda text: progress("    " + text))
     identity = identity_of(subject, here)
-    with _led(folder, name):
-        ledger = Ledger(open_storage(wish.storage, store.root / "search"), name, subject, identity=identity)
+    with _led(folder, name), _opened(wish.storage, store.root / "search") as storage:
+        ledger = Ledger(storage, name, subject, identity=identity)
         with leading(ledger, progress, shared=wish.storage is not None) as still_mine:
             crew = (
                 load_reference(_crew(wish, ledger))(here)
@@ -74,7 +86,7 @@ def search(
             )
 
             def keep(trials: Sequence[Trial]) -> None:
-                _keep(folder, lead, "it goes on")
+                _keep(folder, lead, None)
 
             lead = Lead(
                 subject=subject,
@@ -88,10 +100,15 @@ def search(
                 f"search {name}: {lead.proposer.sampler} over {len(subject.settings.space)} axes, "
                 f"{subject.settings.trials} trials on {subject.target}"
             )
+            ledger.set_attribute("closed", None)
             try:
                 why = lead.run()
+            except ConfigError as error:
+                ledger.set_attribute("closed", error.problems[0].problem)
+                raise
             finally:
                 crew.close()
+            still_mine()
             ledger.set_attribute("closed", why)
         found = _keep(folder, lead, why)
         winner = lead.winner()
@@ -121,7 +138,7 @@ def refit(
     return engine.run(profile, store, progress, reference=subject.profile, on_record=on_record)
 
 
-def _keep(folder: Path, lead: Lead, why: str) -> dict[str, Any]:
+def _keep(folder: Path, lead: Lead, why: str | None) -> dict[str, Any]:
     """Write down what is known so far, for those who look while it goes on."""
     found = lead.summary(why)
     found["importance"] = dict[str, JSON](importances(lead.trials, lead.subject))
@@ -133,11 +150,23 @@ def _keep(folder: Path, lead: Lead, why: str) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def _opened(url: str | None, folder: Path) -> Iterator[BaseStorage]:
+    storage = open_storage(url, folder)
+    try:
+        yield storage
+    finally:
+        close_storage(storage)
+
+
 def identity_of(subject: Subject, here: Here) -> dict[str, JSON]:
     """What must be the same wherever a part of the search is done."""
+    timed = {"latency_ms", "relative_latency", "speedup"} & subject.metrics(trained=True)
     return {
         "profile": subject.digest,
         "data": here.data_digest(),
+        "code": code_digest(subject.profile, subject.profile.path.resolve().parent),
+        "machine": subject.machine() if timed else None,
         "hwopt": hwopt.__version__,
         "optuna": importlib.metadata.version("optuna"),
     }
@@ -149,10 +178,6 @@ def _crew(wish: Wish, ledger: Ledger) -> str:
 
 
 def _far_crew(wish: Wish, ledger: Ledger, subject: Subject, store: Store) -> Any:
-    if wish.crew == "queue" and wish.storage is None:
-        raise ConfigError(
-            "workers find their jobs in a shared storage", fix="give --storage postgresql://USER@HOST/DB"
-        )
     return load_reference(_crew(wish, ledger)).lead(ledger, subject, store.root, wish.lease_seconds)
 
 
@@ -172,7 +197,7 @@ def _led(folder: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def leading(ledger: Ledger, progress: Progress, *, shared: bool) -> Iterator[Callable[[], str | None]]:
+def leading(ledger: Ledger, progress: Progress, *, shared: bool) -> Iterator[Callable[[], None]]:
     """One lead a study among all machines: a counter in the study moves while it lives.
 
     Clocks are not compared: another lead counts as dead once its counter stood still for a while on ours.
@@ -211,8 +236,13 @@ def leading(ledger: Ledger, progress: Progress, *, shared: bool) -> Iterator[Cal
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
+
+    def still_mine() -> None:
+        if lost:
+            raise LockHeldError(lost[0], fix="it goes on with this search; this process ends")
+
     try:
-        yield lambda: lost[0] if lost else None
+        yield still_mine
     finally:
         end.set()
         thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,11 @@ from hwopt.config import profile as profiles
 from hwopt.config.yaml_text import Document, parse
 from hwopt.core.canonical import JSON, canonical_json, digest_of
 from hwopt.core.choices import NoOptions
-from hwopt.core.profile import Candidate, Link, PipelineProfile, Requirement
+from hwopt.core.profile import HOST_CPU, Candidate, Link, PipelineProfile, Requirement
 from hwopt.core.search import CANDIDATE, STRUCTURAL, Holdout, Objective, SearchSettings
 from hwopt.core.stage import StageSpec
+from hwopt.engine import host as this_host
+from hwopt.engine.prepare import host_profile
 from hwopt.errors import ConfigError, Problem
 from hwopt.plugins import did_you_mean, resolve
 from hwopt.search.job import Job, Sample
@@ -74,6 +77,14 @@ class Subject:
                     problem=text, where=profile.where("requirements"), fix="move it to a policy: hwopt gate"
                 )
             )
+        begins = [
+            c
+            for c in profile.candidates
+            if c.chain and resolve("stage", c.chain[0].stage).members(c.chain[0].config) > 1
+        ]
+        if begins and settings.restarts > 1:
+            text = f"search.restarts and {begins[0].name}'s own ensemble both train several times"
+            problems.append(Problem(problem=text, where=at, fix="remove one of the two"))
         if problems:
             raise ConfigError.of(problems)
         objectives = settings.objectives or _default_objectives(limits)
@@ -87,6 +98,17 @@ class Subject:
             objectives=objectives,
             limits=limits,
         )
+        at_rungs = {"accuracy", "validation_accuracy", "f1"}
+        if (
+            settings.halving is not None
+            and settings.halving.on is None
+            and not at_rungs & {o.metric for o in objectives}
+        ):
+            raise ConfigError(
+                "halving goes by what training makes better, and no objective is such",
+                where=at,
+                fix="write halving: {on: accuracy}, or leave halving out",
+            )
         made.check_axes()
         return made
 
@@ -111,7 +133,13 @@ class Subject:
         text = f"{self.profile.text}\n# search: {canonical_json(dict(sample))}"
         changed = profiles.checked(document, text)
         name = str(sample.get(CANDIDATE, self.candidate))
-        chosen = tuple(c for c in changed.candidates if c.name == name)
+        wanted = {name}
+        for _ in changed.candidates:  # teachers, and theirs
+            links = [link for c in changed.candidates if c.name in wanted for link in c.chain]
+            wanted |= {
+                t for link in links if (t := getattr(getattr(link.config, "distill", None), "teacher", None))
+            }
+        chosen = tuple(c for c in changed.candidates if c.name in wanted)
         return replace(
             changed,
             candidates=chosen,
@@ -124,9 +152,15 @@ class Subject:
             if name == CANDIDATE:
                 continue
             if name in sample:
-                profiles.put(document, name, sample[name], _BY)
-            elif self.settings.space[name].when and CANDIDATE not in self.settings.space[name].when:
+                profiles.put(document, name, copy.deepcopy(sample[name]), _BY)
+            elif self.settings.space[name].when and not self._of_another(name, sample):
                 profiles.drop(document, name, _BY)
+
+    def _of_another(self, name: str, sample: Sample) -> bool:
+        """Whether an axis belongs to a candidate that is not tried."""
+        wanted = self.settings.space[name].when.get(CANDIDATE)
+        values = wanted if isinstance(wanted, list) else [wanted]
+        return wanted is not None and sample.get(CANDIDATE, self.candidate) not in values
 
     def of_job(self, job: Job, samples: int) -> tuple[PipelineProfile, PipelineProfile, str]:
         """The profiles of a job and of the float model that it is compared with, and the candidate's name.
@@ -150,6 +184,24 @@ class Subject:
         document = self.document()
         self._set(document, sample)
         value: Any = document.value
+        tried = self.changed(sample)
+        value["candidates"] = {c.name: value["candidates"][c.name] for c in tried.candidates}
+        value["targets"] = [
+            str(self.profile.path.resolve().parent / t) if str(t).endswith((".yaml", ".yml")) else t
+            for t in value["targets"]
+            if t == self.target or str(t).endswith((".yaml", ".yml"))
+        ]
+        # Paths start at the profile's folder, and this is written into another one.
+        for section, options in (("data", tried.data.options), ("model", tried.model.options)):
+            for key, given in options.items():
+                if isinstance(given, str) and Path(given).is_absolute() and key in value[section]:
+                    value[section][key] = given
+        if self.settings.restarts > 1:
+            name = str(sample.get(CANDIDATE, self.candidate))
+            value["candidates"][name] = [
+                {"ensemble": {"members": self.settings.restarts}},
+                *value["candidates"][name],
+            ]
         return {k: v for k, v in value.items() if k != "search"}
 
     def defaults(self) -> Sample:
@@ -161,8 +213,10 @@ class Subject:
             there, value = (True, self.candidate) if name == CANDIDATE else profiles.look(document, name)
             if not there:
                 there, value = default_of(self.profile, name)
-            if there and self.settings.space[name].holds(value):
-                found[name] = value
+            axis = self.settings.space[name]
+            if there and axis.holds(value):
+                # The axis's own of equal values: 0 and 0.0 are one version.
+                found[name] = next((v for v in axis.one_of or () if v == value), value)
         return found
 
     def check_axes(self) -> None:
@@ -202,6 +256,14 @@ class Subject:
                 sample = self._with(sample, parent, allowed[0])
         return {n: v for n, v in sample.items() if self.settings.is_open(n, sample)}
 
+    def machine(self) -> str:
+        """What a machine must be to work for the search: of the target's kind.
+
+        Its times and its arithmetic are part of what is found.
+        """
+        target = next(t for t in self.profile.targets if t.name == self.target)
+        return host_tag() if target.name == HOST_CPU else target.name
+
     # --- limits and objectives --------------------------------------------------------------------------
 
     def metrics(self, *, trained: bool) -> set[str]:
@@ -234,6 +296,12 @@ class Subject:
         value: Any = document.value
         rest = {k: v for k, v in value.items() if k not in {"search", "release", "track", "compare"}}
         return digest_of({"search": settings, "profile": rest})
+
+
+def host_tag() -> str:
+    """This machine, as a kind: its hardware profile and its CPU."""
+    device = host_profile()
+    return f"{HOST_CPU}: {device.name if device else platform.machine()}, {this_host.detect().cpu}"
 
 
 def contradictions(limits: tuple[Requirement, ...], where: str) -> list[Problem]:
@@ -317,17 +385,24 @@ def untrained(profile: PipelineProfile) -> PipelineProfile:
         chain = []
         for link in candidate.chain:
             spec: StageSpec = resolve("stage", link.stage)
-            config = spec.untrained(link.config) if spec.untrained is not None else link.config
+            config = spec.untrained(link.config)
             if config is not None:
                 chain.append(replace(link, config=config))
         candidates.append(Candidate(name=candidate.name, chain=tuple(chain), where=candidate.where))
     return replace(profile, source=source, candidates=tuple(candidates))
 
 
-def undecided(profile: PipelineProfile, candidate: str) -> str | None:
-    """The stage of a chain whose structure only training decides; None where all is known before."""
+def known_before(profile: PipelineProfile, candidate: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Metrics that a chain's structure tells before training, and the stages that only training decides."""
     chain = next(c.chain for c in profile.candidates if c.name == candidate)
-    return next((link.stage for link in chain if resolve("stage", link.stage).untrained is None), None)
+    found, deciding = STRUCTURAL, list[str]()
+    for link in chain:
+        spec: StageSpec = resolve("stage", link.stage)
+        known = spec.known(link.config)
+        if known is not None:
+            found &= known
+            deciding.append(link.stage)
+    return found, tuple(deciding)
 
 
 def shortened(profile: PipelineProfile, share: float, samples: int) -> PipelineProfile:

@@ -29,7 +29,7 @@ _T95: Final = (
     2.160,
     2.145,
 )
-_EQUAL: Final = 1e-12
+_EQUAL: Final = 1e-12  # bounds nearer to zero are not divided by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,27 +57,28 @@ class Value:
 Values = Mapping[str, Value]
 
 
-def mean_of(values: Sequence[Value]) -> Value:
-    """Of several trainings: the mean with Student's interval; of one, its own interval."""
+def mean_of(values: Sequence[Value], folds: int = 1) -> Value:
+    """Of several trainings: the mean with Student's interval; of one, its own interval.
+
+    Never narrower than what the samples allow: trainings that are judged on the same fold agree about its luck.
+    """
     if len(values) == 1:
         return values[0]
     mean = fmean(v.estimate for v in values)
     tier = values[0].tier
     spread = stdev(v.estimate for v in values)
-    if spread <= _EQUAL:
-        return Value(
-            estimate=mean, low=min(v.low for v in values), high=max(v.high for v in values), tier=tier
-        )
     reach = (
         (_T95[len(values) - 2] if len(values) <= len(_T95) + 1 else 1.96) * spread / math.sqrt(len(values))
     )
-    return Value(estimate=mean, low=mean - reach, high=mean + reach, tier=tier)
+    below = max(reach, fmean(v.estimate - v.low for v in values) / math.sqrt(folds))
+    above = max(reach, fmean(v.high - v.estimate for v in values) / math.sqrt(folds))
+    return Value(estimate=mean, low=mean - below, high=mean + above, tier=tier)
 
 
-def merged(runs: Sequence[Values]) -> dict[str, Value]:
-    """Metric by metric over several trainings of one version."""
+def merged(runs: Sequence[Values], folds: int = 1) -> dict[str, Value]:
+    """Metric by metric over several trainings of one version, on so many different folds."""
     names = [name for name in runs[0] if all(name in run for run in runs)]
-    return {name: mean_of([run[name] for run in runs]) for name in names}
+    return {name: mean_of([run[name] for run in runs], folds) for name in names}
 
 
 def excess(requirement: Requirement, value: Value | None) -> float | None:

@@ -76,6 +76,9 @@ class MadeUp:
         }
         return [(job, Outcome(status="ok", values=values, cpu_seconds=job.share))]
 
+    def withdraw(self) -> list[Job]:
+        return []
+
     def close(self) -> None:
         pass
 

@@ -53,9 +53,7 @@ def test_what_cannot_fit_is_never_trained(tmp_path: Path) -> None:
 def test_limits_that_no_version_keeps_are_told_before_training(tmp_path: Path) -> None:
     crew = MadeUp(landscape)
     one = lead(subject(tmp_path, WIDTH, [{"metric": "macs", "max": 100}], trials=5), crew)
-    with pytest.raises(
-        ConfigError, match=r"none of 25 versions can keep the limits.*nearest is hidden.0 8|0 8"
-    ):
+    with pytest.raises(ConfigError, match=r"none of 25 versions can keep the limits.*nearest is 0 8 with"):
         one.run()
     assert not any(job.trained for job in crew.jobs)
 

@@ -23,7 +23,7 @@ from hwopt.errors import ConfigError
 from hwopt.search.crews import queue
 from hwopt.search.crews.queue import QueueCrew
 from hwopt.search.job import Job, Outcome
-from hwopt.search.ledger import Ledger, open_storage
+from hwopt.search.ledger import Ledger, close_storage, open_storage
 from hwopt.search.session import Wish
 from hwopt.search.subject import Subject
 from hwopt.store.store import Store
@@ -57,7 +57,9 @@ def database() -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgresql", "grpc"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStorage]:
     if request.param == "postgresql":
-        yield open_storage(request.getfixturevalue("database"), tmp_path)
+        shared = open_storage(request.getfixturevalue("database"), tmp_path)
+        yield shared
+        close_storage(shared)
     elif request.param == "sqlite":
         yield open_storage(None, tmp_path)
     else:
@@ -95,7 +97,7 @@ def job(number: int) -> Job:
 
 def work(storage: BaseStorage, name: str, tags: set[str], worker: Fake) -> bool:
     """One claim and, where there was one, its job."""
-    study = queue._study(storage, queue.jobs_of(name))
+    study = queue._study(storage, queue.jobs_of(name, IDENTITY))
     claimed = queue._claim(storage, study, tags)
     if claimed is not None:
         queue._do(storage, claimed, worker, lambda text: None)  # type: ignore[arg-type]
@@ -110,7 +112,7 @@ def test_no_job_is_done_twice(storage: BaseStorage, tmp_path: Path, request: pyt
     workers = [Fake(0.01, f"w{i}") for i in range(4)]
 
     def serve(worker: Fake) -> None:
-        while work(storage, name, {queue.tag_of(of)}, worker):
+        while work(storage, name, {of.machine()}, worker):
             pass
 
     threads = [threading.Thread(target=serve, args=(w,)) for w in workers]
@@ -132,12 +134,12 @@ def test_a_dead_workers_job_is_given_to_another(
     of, name = subject(tmp_path, LR), request.node.name
     crew = QueueCrew(ledger_of(storage, of, name), of, 1.0)
     crew.submit(job(0))
-    study = queue._study(storage, queue.jobs_of(name))
-    lost = queue._claim(storage, study, {queue.tag_of(of)})  # and never heard of again
+    study = queue._study(storage, queue.jobs_of(name, IDENTITY))
+    lost = queue._claim(storage, study, {of.machine()})  # and never heard of again
     assert lost is not None
     assert crew.wait(0.1) == []
     deadline = time.monotonic() + 20
-    while not work(storage, name, {queue.tag_of(of)}, Fake(name="second")) and time.monotonic() < deadline:
+    while not work(storage, name, {of.machine()}, Fake(name="second")) and time.monotonic() < deadline:
         crew.wait(0.2)
     ((_, outcome),) = crew.wait(5.0)
     assert (outcome.status, outcome.worker) == ("ok", "second")
@@ -151,11 +153,11 @@ def test_three_lost_workers_are_a_result(tmp_path: Path) -> None:
     of = subject(tmp_path, LR)
     crew = QueueCrew(ledger_of(storage, of, "x"), of, 0.2)
     crew.submit(job(0))
-    study = queue._study(storage, queue.jobs_of("x"))
+    study = queue._study(storage, queue.jobs_of("x", IDENTITY))
     found: list[tuple[Job, Outcome]] = []
     deadline = time.monotonic() + 30
     while not found and time.monotonic() < deadline:
-        queue._claim(storage, study, {queue.tag_of(of)})
+        queue._claim(storage, study, {of.machine()})
         found = crew.wait(0.3)
     assert (found[0][1].status, found[0][1].reason) == ("failed", "3 workers were lost over it")
 
@@ -166,7 +168,7 @@ def test_a_slow_worker_that_lives_keeps_its_job(tmp_path: Path) -> None:
     crew = QueueCrew(ledger_of(storage, of, "x"), of, 2.5)
     crew.submit(job(0))
     worker = Fake(5.0)
-    thread = threading.Thread(target=work, args=(storage, "x", {queue.tag_of(of)}, worker))
+    thread = threading.Thread(target=work, args=(storage, "x", {of.machine()}, worker))
     thread.start()
     found: list[tuple[Job, Outcome]] = []
     deadline = time.monotonic() + 30
@@ -185,7 +187,7 @@ def test_a_machine_of_another_kind_is_not_asked(tmp_path: Path) -> None:
     assert not work(storage, "x", {"host-cpu: another, machine", "gpu"}, Fake())
     assert work(storage, "x", queue.tags_here(of), Fake())
     named = subject(tmp_path, LR, target="host-cpu")
-    assert queue.tag_of(named) in queue.tags_here(named)
+    assert named.machine() in queue.tags_here(named)
 
 
 def test_a_new_lead_takes_over_what_the_old_one_asked_for(tmp_path: Path) -> None:
@@ -195,11 +197,11 @@ def test_a_new_lead_takes_over_what_the_old_one_asked_for(tmp_path: Path) -> Non
     first.submit(job(0))
     first.submit(job(1))
     worker = Fake()
-    assert work(storage, "x", {queue.tag_of(of)}, worker)
+    assert work(storage, "x", {of.machine()}, worker)
     second = QueueCrew(ledger_of(storage, of, "x"), of, 60.0)  # the first was killed
     second.submit(job(0))
     second.submit(job(1))
-    assert work(storage, "x", {queue.tag_of(of)}, worker)
+    assert work(storage, "x", {of.machine()}, worker)
     found = [*second.wait(1.0), *second.wait(1.0)]
     assert sorted(j.trial for j, _ in found) == [0, 1]
     assert sorted(worker.done) == [0, 1]
@@ -255,7 +257,9 @@ def test_a_killed_worker_and_a_killed_lead_lose_nothing(tmp_path: Path, database
     assert [t["sample"] for t in there["trials"]] == [t["sample"] for t in here["trials"]]
     assert [t["values"] for t in there["trials"]] == [t["values"] for t in here["trials"]]
     assert there["winner"] == here["winner"]
-    states = [t.state for t in queue._study(open_storage(url, tmp_path), "killed").get_trials()]
+    shared_storage = open_storage(url, tmp_path)
+    states = [t.state for t in queue._study(shared_storage, "killed").get_trials()]
+    close_storage(shared_storage)
     assert states == [TrialState.COMPLETE] * 6
 
 
@@ -273,15 +277,14 @@ def test_two_leads_of_one_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         pass
     with session.leading(ledger, lambda text: None, shared=True) as mine:  # the first is over
-        assert mine() is None
+        mine()
     ledger.set_attribute("lead", {"id": "dead", "beat": 5})  # killed: its counter stands still
     with session.leading(ledger, lambda text: None, shared=True) as mine:
-        assert mine() is None
+        mine()
         ledger.set_attribute("lead", {"id": "usurper", "beat": 0})
-        deadline = time.monotonic() + 10
-        while mine() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert mine() == "another process has taken the lead"
+        time.sleep(1.5)
+        with pytest.raises(LockHeldError, match="another process has taken the lead"):
+            mine()
 
 
 def test_replace_keeps_the_subject(tmp_path: Path) -> None:

@@ -109,18 +109,8 @@ def test_again_it_has_nothing_to_do(outcome: Outcome, folder: Path) -> None:
     assert {t.number for t in study.best_trials} >= set(again.json["front"])
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "search.begun:2",
-        "search.told:2",
-        *(
-            pytest.param(f"{name}:2", marks=pytest.mark.slow)
-            for name in SEARCH_NAMES
-            if name.startswith("search.")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [f"{name}:2" for name in SEARCH_NAMES if name.startswith("search.")])
 def test_killed_it_goes_on(place: str, folder: Path, outcome: Outcome) -> None:
     store = folder / place.partition(":")[0]
     killed = hwopt("search", "search.yaml", "--no-refit", "--store", store, cwd=folder, env={VARIABLE: place})

@@ -29,6 +29,10 @@ class Crew(Protocol):
         """Outcomes since the last call; an empty list after ``seconds`` without one."""
         ...
 
+    def withdraw(self) -> list[Job]:
+        """Take back what nobody has begun."""
+        ...
+
     def close(self) -> None:
         """The search is over."""
         ...

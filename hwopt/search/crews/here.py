@@ -30,6 +30,10 @@ class HereCrew:
         del self._jobs[0]
         return [(job, outcome)]
 
+    def withdraw(self) -> list[Job]:
+        """Nothing: the job that was submitted is the one that is done next."""
+        return []
+
     def close(self) -> None:
         """End the worker process."""
         self._here.close()

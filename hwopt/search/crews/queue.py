@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,19 +26,18 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hwopt.core.canonical import JSON, canonical_json
+from hwopt.core.canonical import JSON, canonical_json, digest_of
 from hwopt.core.crossings import crossing
 from hwopt.core.profile import HOST_CPU, PipelineProfile
 from hwopt.core.stage import Progress
-from hwopt.engine import host as this_host
-from hwopt.engine.prepare import host_profile, prepare
+from hwopt.engine.prepare import prepare
 from hwopt.errors import ConfigError, HwoptError, LockHeldError, StageFailedError
 from hwopt.search.job import Job, Outcome
-from hwopt.search.ledger import Ledger, agree, open_storage
+from hwopt.search.ledger import Ledger, agree, close_storage, open_storage, patient
 from hwopt.search.perform import Here
 from hwopt.search.samplers import quiet
 from hwopt.search.session import Wish, identity_of
-from hwopt.search.subject import Subject
+from hwopt.search.subject import Subject, host_tag
 from hwopt.store.store import Store
 
 _POLL_SECONDS: Final = 0.3
@@ -48,9 +46,9 @@ _PATIENCE_SECONDS: Final = 600.0  # that a worker waits for a search to begin
 _SHARES: Final = 64  # stores of workers beside each other on one machine
 
 
-def jobs_of(name: str) -> str:
-    """Name of the study that holds a search's jobs."""
-    return f"{name} (jobs)"
+def jobs_of(name: str, identity: Mapping[str, JSON]) -> str:
+    """Name of the study that holds a search's jobs: of this question, and of no other under the same name."""
+    return f"{name} (jobs {digest_of(dict(identity))[-12:]})"
 
 
 @dataclass(slots=True)
@@ -69,8 +67,8 @@ class QueueCrew:
 
     def __init__(self, ledger: Ledger, subject: Subject, lease_seconds: float) -> None:
         self._storage, self._lease = ledger.storage, lease_seconds
-        self._study = _study(ledger.storage, jobs_of(ledger.name))
-        self._tag = tag_of(subject)
+        self._study = _study(ledger.storage, jobs_of(ledger.name, ledger.attribute("hwopt")))
+        self._tag = subject.machine()
         self._out: dict[str, _Out] = {}
         self._left: dict[str, list[tuple[int, FrozenTrial]]] = {}
         for trial in self._study.get_trials(deepcopy=False):  # of a lead that is gone
@@ -111,10 +109,11 @@ class QueueCrew:
             time.sleep(_POLL_SECONDS)
 
     def _look(self, out: _Out) -> Outcome | None:
-        trial = self._storage.get_trial(out.trial_id)
+        trial = patient(lambda: self._storage.get_trial(out.trial_id))
         if trial.state is TrialState.COMPLETE:
             return Outcome.from_json(json.loads(trial.user_attrs["outcome"]))
         if trial.state is TrialState.WAITING:
+            out.seen = time.monotonic()
             return None
         beat = trial.user_attrs.get("beat")
         if trial.state is TrialState.RUNNING and beat != out.beat:
@@ -130,11 +129,20 @@ class QueueCrew:
         out.trial_id = self._put(out.job, out.attempt)
         return None
 
-    def close(self) -> None:
-        """What no worker has begun is taken back."""
-        for out in self._out.values():
+    def withdraw(self) -> list[Job]:
+        """Take back what no worker has begun."""
+        found = []
+        for key, out in list(self._out.items()):
+            # Claimed first, as a worker would: then nobody else can begin it.
             with contextlib.suppress(UpdateFinishedTrialError):
-                self._storage.set_trial_state_values(out.trial_id, state=TrialState.FAIL)
+                if self._storage.set_trial_state_values(out.trial_id, state=TrialState.RUNNING):
+                    self._storage.set_trial_state_values(out.trial_id, state=TrialState.FAIL)
+                    found.append(out.job)
+                    del self._out[key]
+        return found
+
+    def close(self) -> None:
+        """What workers still do is for the next lead."""
 
 
 def join(profile: PipelineProfile, store: Store, progress: Progress, wish: Wish) -> int:
@@ -157,6 +165,7 @@ def join(profile: PipelineProfile, store: Store, progress: Progress, wish: Wish)
             return _serve(storage, name, subject, here, progress, wish)
         finally:
             here.close()
+            close_storage(storage)
 
 
 def _serve(
@@ -181,10 +190,10 @@ def _serve(
                 continue
             agree(json.loads(kept), mine, f"the search {name!r}")
             ledger_id = found
-            study = _study(storage, jobs_of(name))
+            study = _study(storage, jobs_of(name, json.loads(kept)))
         if study is None:
             raise StageFailedError("no jobs are kept")
-        claimed = _claim(storage, study, tags)
+        claimed = _claimed(storage, study, tags)
         if claimed is not None:
             _do(storage, claimed, here, progress)
             done += 1
@@ -192,6 +201,10 @@ def _serve(
         if storage.get_study_user_attrs(ledger_id).get("closed") is not None:
             return done
         time.sleep(_POLL_SECONDS)
+
+
+def _claimed(storage: BaseStorage, study: optuna.Study, tags: set[str]) -> FrozenTrial | None:
+    return patient(lambda: _claim(storage, study, tags))
 
 
 def _claim(storage: BaseStorage, study: optuna.Study, tags: set[str]) -> FrozenTrial | None:
@@ -218,10 +231,13 @@ def _do(storage: BaseStorage, trial: FrozenTrial, here: Here, progress: Progress
                 storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
             raise error.at(f"worker {here.name}") from None
     crossing("worker.worked")
+    text = canonical_json(outcome.to_json())
     try:
-        storage.set_trial_user_attr(trial._trial_id, "outcome", canonical_json(outcome.to_json()))
+        patient(lambda: storage.set_trial_user_attr(trial._trial_id, "outcome", text))
         crossing("worker.told")
-        storage.set_trial_state_values(trial._trial_id, state=TrialState.COMPLETE, values=[0.0])
+        patient(
+            lambda: storage.set_trial_state_values(trial._trial_id, state=TrialState.COMPLETE, values=[0.0])
+        )
     except UpdateFinishedTrialError:
         progress("the lease ran out; another worker has this job")
 
@@ -296,19 +312,7 @@ def _waiting(facts: dict[str, JSON]) -> FrozenTrial:
     )
 
 
-def tag_of(subject: Subject) -> str:
-    """What a machine must be to work for a search: one of the target's kind, because its times and its arithmetic
-    are part of what is found."""
-    target = next(t for t in subject.profile.targets if t.name == subject.target)
-    return _host_tag() if target.name == HOST_CPU else target.name
-
-
-def _host_tag() -> str:
-    device = host_profile()
-    return f"{HOST_CPU}: {device.name if device else platform.machine()}, {this_host.detect().cpu}"
-
-
 def tags_here(subject: Subject) -> set[str]:
     """What this machine may be taken for: itself, and every target of the profile that is served here."""
     served = {row.target for row in prepare(subject.profile).plan.rows if row.unavailable is None}
-    return {_host_tag(), *(served - {HOST_CPU})}
+    return {host_tag(), *(served - {HOST_CPU})}

@@ -24,7 +24,7 @@ from hwopt.core.canonical import canonical_json
 from hwopt.core.profile import HOST_CPU
 from hwopt.core.progress import silent
 from hwopt.engine.prepare import host_profile
-from hwopt.errors import ConfigError, EngineMissingError
+from hwopt.errors import ConfigError, EngineMissingError, HwoptError
 from hwopt.search.crews.queue import own_store
 from hwopt.search.job import Job, Outcome
 from hwopt.search.ledger import Ledger, agree
@@ -95,6 +95,7 @@ class RayCrew:
                 "text": subject.profile.text,
                 "store": str(store.resolve()),
                 "identity": ledger.attribute("hwopt"),
+                "machine": subject.machine(),
             }
         )
 
@@ -133,6 +134,10 @@ class RayCrew:
                 raise ConfigError(answer["refused"], where=answer["where"], fix=answer["fix"])
             found.append((out.job, Outcome.from_json(answer)))
         return found
+
+    def withdraw(self) -> list[Job]:
+        """Nothing: Ray does not tell what has begun."""
+        return []
 
     def close(self) -> None:
         """Take back what is not done, and leave the cluster."""
@@ -181,7 +186,7 @@ def work(given: str, key: str) -> str:
     if given not in _HERE:
         try:
             _HERE[given] = _arrive(json.loads(given))
-        except ConfigError as error:
+        except HwoptError as error:
             first = error.problems[0]
             return canonical_json(
                 {"refused": first.problem, "where": first.where or "--crew ray", "fix": first.fix}
@@ -194,9 +199,11 @@ def _arrive(asked: Mapping[str, Any]) -> Here:
     document = parse(asked["text"], path)
     document.value = asked["value"]
     subject = Subject.of(checked(document, asked["text"]))
-    mine = host_profile()
-    if subject.target == HOST_CPU and mine is None:
-        raise ConfigError(f"no hardware profile describes the machine {socket.gethostname()}")
+    if subject.machine() != asked["machine"]:
+        raise ConfigError(
+            f"{socket.gethostname()} is a {subject.machine()}, and the search is for a {asked['machine']}",
+            fix="tag nodes with what they are",
+        )
     store = _OPEN.enter_context(own_store(Store(Path(asked["store"]))))
     here = Here(subject=subject, store=store, progress=silent, name=f"{socket.gethostname()}/{os.getpid()}")
     agree(asked["identity"], identity_of(subject, here), "the search")

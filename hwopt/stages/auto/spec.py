@@ -108,5 +108,5 @@ SPEC: Final = StageSpec(
     times=lambda config: True,
     wants_source=lambda config: True,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
-    untrained=None,
+    known=lambda config: frozenset(),  # training decides
 )

@@ -26,6 +26,7 @@ from scipy.stats import kendalltau
 from hwopt.core.backend import Runtime
 from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.dataset import Array
+from hwopt.errors import StageFailedError
 from hwopt.latency.bench import Bench
 from hwopt.measuring.block import Call
 from hwopt.measuring.rounds import quick_ratios
@@ -101,6 +102,13 @@ class _Own:
                 runtime = self._bench.load(path)
                 stack.callback(runtime.close)
                 rng = np.random.default_rng(0)
+                for value in model.graph.input:
+                    shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+                    if value.type.tensor_type.elem_type != TensorProto.FLOAT or 0 in shape:
+                        raise StageFailedError(
+                            f"a layer that reads {value.name} of shape {shape} cannot be timed by itself",
+                            fix="give the goal in macs",
+                        )
                 feeds = {
                     i.name: rng.random([d.dim_value for d in i.type.tensor_type.shape.dim], np.float32)
                     for i in model.graph.input
@@ -158,7 +166,8 @@ def layers(model: onnx.ModelProto, batch: int) -> list[tuple[str, str, onnx.Mode
             nodes, "layer", [values[n] for n in dict.fromkeys(inputs)], [values[out]], weights
         )
         alone = helper.make_model(part, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-        found.append((weights[0].name if weights else node.output[0], _key(alone), alone))
+        key = _key(alone)
+        found.append((weights[0].name if weights else key, key, alone))
     return found
 
 

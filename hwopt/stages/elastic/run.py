@@ -17,17 +17,17 @@ from hwopt import checkpoints
 from hwopt.core.artifact import Artifact
 from hwopt.core.canonical import JSON, pretty_json
 from hwopt.core.hardware import Pruning
-from hwopt.core.measurement import Tier
+from hwopt.core.measurement import Interval, Tier
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.errors import StageFailedError
 from hwopt.latency.bench import Bench, bench_of
-from hwopt.latency.costs import Build, builder
+from hwopt.latency.costs import Build, builder, exported
 from hwopt.layer_table import layers_of
 from hwopt.models.build import leave_out
 from hwopt.pruning.cut import attributes_at, grouped
 from hwopt.quantization.ptq import quantize_module
 from hwopt.quantization.settings import PtqSettings
-from hwopt.slimming import Slimmer, pruned_recipe
+from hwopt.slimming import Reached, Slimmer, pruned_recipe
 from hwopt.stages.elastic.evolve import Predictor, evolve
 from hwopt.stages.elastic.latency_table import LOOKS, LatencyTable, agreement
 from hwopt.stages.elastic.spec import ElasticConfig
@@ -39,7 +39,8 @@ from hwopt.training.evaluation import evaluate
 _MEASURED: Final = 10  # networks that the table is held against
 _FITTED: Final = 24  # other networks, that it is corrected by
 _TOGETHER: Final = 12
-_EXACT: Final = 256  # networks, up to which all are looked at
+_LEAST: Final = 6  # networks besides the whole one, to correct a table and to judge it
+_CONFIRMED: Final = 5  # winners that are timed before the search is given up
 
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: ElasticConfig) -> StageResult:
@@ -73,18 +74,18 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: ElasticConfig
         raise StageFailedError(
             "there is one network only: every width rounds back to itself", fix="add narrower widths"
         )
-    cost = _Cost(ctx, config, net, network.recipe.sample_shape)
+    cost = _Cost(ctx, config, net, network.recipe.sample_shape, _origin(ctx, inputs, network))
+    trust = cost.held_against_measurement()
     fits = cost([net.least])[0]
     goal = config.latency if config.latency is not None else config.macs
     if goal is None or fits > goal:
         raise StageFailedError(
-            f"the least network still takes {fits:.3f} of the whole one, and {goal} is asked for",
+            f"the least network still takes {fits:.3f} of the float model's {cost.unit}, and {goal} is asked for",
             fix="add narrower widths, or loosen the goal",
         )
     ctx.progress(
         f"elastic: {net.count} networks of {len(net.sizes)} groups, {len(blocks)} blocks may be left out"
     )
-    trust = cost.held_against_measurement()
     sandwich = Sandwich(net, config.per_step, ctx.seed)
     try:
         lesson = Lesson(data=data, seed=ctx.seed, ctx=ctx, resumes=True)
@@ -103,13 +104,14 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: ElasticConfig
     seen = [s for s in dict.fromkeys([*finalists, *shapes]) if cost([s])[0] <= goal]
     if not seen:
         raise StageFailedError("no network was found within the goal", fix="loosen it, or raise generations")
-    best = max(seen, key=lambda s: (look(s), -cost([s])[0]))
+    ranked = sorted(seen, key=lambda s: (-look(s), cost([s])[0]))
+    best, reached = cost.confirmed(ranked[:_CONFIRMED], goal)
     ctx.progress(
         f"elastic: {look(best):.2%} on validation at {cost([best])[0]:.3f} of the {cost.unit}, "
         f"{len(look.found)} networks looked at"
     )
     winner = net.alone(best, data.x)
-    counters = attributes_at(net.structure, net.keep(best)) | grouped(winner)
+    counters = attributes_at(net.structure_at(best), net.keep(best)) | grouped(winner)
     recipe = replace(pruned_recipe(network.recipe, winner, counters), dropped=net.gone(best))
     path, table = ctx.workdir / "model.safetensors", ctx.workdir / "networks.json"
     checkpoints.save(path, winner, recipe)
@@ -121,6 +123,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: ElasticConfig
         files={"checkpoint": path, "networks": table},
         facts={
             "training": {**history.cost, "cpu_seconds": history.cpu_seconds + time.process_time() - began},
+            "pruning_goal": reached.to_json(),
             "elastic": {
                 "networks": net.count,
                 "groups": {name: list[JSON](choices) for name, choices in net.choices.items()},
@@ -154,11 +157,27 @@ def _converged(module: nn.Module, data: Split, config: ElasticConfig) -> None:
         )
 
 
+def _origin(
+    ctx: StageContext, inputs: Mapping[str, Artifact], network: checkpoints.Network
+) -> onnx.ModelProto | None:
+    """The float model that shares are of; None where it is the network itself."""
+    source = inputs.get("source")
+    if source is None or source.digest == inputs["checkpoint"].digest:
+        return None
+    module = checkpoints.load(source.path, ctx.import_root, ctx.model).module
+    return exported(module, network.recipe.sample_shape)
+
+
 class _Cost:
     """What shapes take, as shares of the whole network: by the latency table, or counted."""
 
     def __init__(
-        self, ctx: StageContext, config: ElasticConfig, net: SuperNet, sample_shape: tuple[int, ...]
+        self,
+        ctx: StageContext,
+        config: ElasticConfig,
+        net: SuperNet,
+        sample_shape: tuple[int, ...],
+        origin: onnx.ModelProto | None,
     ) -> None:
         self.unit = "macs" if config.latency is None else "latency"
         self.tier = Tier.ESTIMATED
@@ -167,25 +186,47 @@ class _Cost:
         self._table = None if self._bench is None else LatencyTable(self._bench)
         self._builders: dict[int, Build] = {}
         self._known: dict[Shape, float] = {}
+        self._origin = origin  # what shares are of; None: the whole network itself
+        self._base: float | None = None
 
     def __call__(self, shapes: Sequence[Shape]) -> list[float]:
         """Shares, in order."""
         fresh = [s for s in dict.fromkeys([self._net.whole, *shapes]) if s not in self._known]
         self._known.update(zip(fresh, self._prices([self.model(s) for s in fresh]), strict=True))
-        whole = self._known[self._net.whole]
-        return [self._known[s] / whole for s in shapes]
+        if self._base is None:
+            self._base = (
+                self._known[self._net.whole] if self._origin is None else self._prices([self._origin])[0]
+            )
+        return [self._known[s] / self._base for s in shapes]
 
     def _prices(self, models: Sequence[onnx.ModelProto]) -> list[float]:
         if self._table is not None:
             return self._table.price(models)
         return [float(sum(layer.macs for layer in layers_of(model))) for model in models]
 
+    def confirmed(self, ranked: Sequence[Shape], goal: float) -> tuple[Shape, Reached]:
+        """The first of some that keeps the goal when it is timed whole; where none does, the nearest."""
+        tries: list[tuple[Shape, Reached]] = []
+        for shape in ranked:
+            share = self([shape])[0]
+            interval, tier = Interval(share, share, share), Tier.ESTIMATED
+            if self._bench is not None:
+                origin = self.model(self._net.whole) if self._origin is None else self._origin
+                interval, tier = self._bench.confirm(origin, self.model(shape)), Tier.MEASURED
+            reached = Reached(
+                unit=self.unit, tier=tier, goal=goal, predicted=share, interval=interval, exhausted=False
+            )
+            tries.append((shape, reached))
+            if reached.met:
+                return tries[-1]
+        return min(tries, key=lambda one: one[1].interval.estimate)
+
     def model(self, shape: Shape) -> onnx.ModelProto:
         """A shape as it would be shipped in float, with weights that do not matter."""
         if shape.dropped not in self._builders:
             module = copy.deepcopy(self._net.module)
             leave_out(module, self._net.gone(shape))
-            self._builders[shape.dropped] = builder(module, self._net.structure, self._sample_shape)
+            self._builders[shape.dropped] = builder(module, self._net.structure_at(shape), self._sample_shape)
         return self._builders[shape.dropped](self._net.keep(shape))
 
     def held_against_measurement(self) -> dict[str, JSON] | None:
@@ -198,12 +239,19 @@ class _Cost:
             return None
         rng = np.random.default_rng([self._ctx.seed, 14])
         drawn = list(dict.fromkeys(self._net.random(rng) for _ in range(4 * (_FITTED + _MEASURED))))
+        drawn = [shape for shape in drawn if shape != self._net.whole]
+        if len(drawn) < _LEAST:
+            raise StageFailedError(
+                f"{len(drawn) + 1} networks are too few to hold a latency table against",
+                fix="give the goal in macs",
+            )
         apart = max(3, min(_MEASURED, len(drawn) // 3))  # judged on others than it is corrected by
         fitted, shapes = drawn[apart : apart + _FITTED], [self._net.whole, *drawn[:apart]]
         first = self.model(self._net.whole)
         fit_models, models = [self.model(s) for s in fitted], [self.model(s) for s in shapes]
         self._table.correct([first, *fit_models], [1.0, *self._timed(self._bench, first, fit_models)])
         self._known.clear()
+        self._base = None
         tau, error = agreement(self(shapes), [1.0, *self._timed(self._bench, first, models[1:])])
         self._ctx.progress(
             f"elastic: the latency table ranks {len(shapes)} networks with tau {tau:.2f}, error {error:.1%}"
@@ -254,7 +302,7 @@ class _Looks:
     def some(self, rng: np.random.Generator, n: int) -> list[Shape]:
         """Different shapes; all where there are few."""
         net = self._net
-        if net.count <= max(n, _EXACT) and n == net.count:
+        if n == net.count:
             grids = np.stack(
                 np.meshgrid(*(np.arange(k) for k in (*net.sizes, len(net.blocks) + 1)), indexing="ij"), -1
             )

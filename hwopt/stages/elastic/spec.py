@@ -24,6 +24,12 @@ class SuperSettings(FitSettings):
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 5
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3)
 
+    @model_validator(mode="after")
+    def _in_single_precision(self) -> Self:
+        if self.precision == "fp64":
+            raise problem("precision", "narrow networks are trained in fp32, not in fp64", "remove precision")
+        return self
+
 
 class ElasticConfig(Settings):
     """Which networks there are, and which one is wanted."""
@@ -90,6 +96,6 @@ SPEC: Final = StageSpec(
     facet=facet,
     times=lambda config: config.latency is not None,
     wants_source=lambda config: True,
-    untrained=None,
+    known=lambda config: frozenset(),  # training decides
     libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -119,6 +119,15 @@ class SuperNet:
     def gone(self, shape: Shape) -> tuple[str, ...]:
         """The blocks that a shape leaves out."""
         return self.blocks[: shape.dropped]
+
+    def structure_at(self, shape: Shape) -> Structure:
+        """The structure without the blocks that a shape leaves out."""
+        gone = tuple(f"{path}." for path in self.gone(shape))
+        owners = {axis: ids for axis, ids in self.structure.owners.items() if not axis[0].startswith(gone)}
+        heads = {
+            name: ids for name, ids in self.structure.heads.items() if not f"{name[0]}.".startswith(gone)
+        }
+        return replace(self.structure, owners=owners, heads=heads) if gone else self.structure
 
     def narrow(self, shape: Shape) -> _Narrow:
         """The copy of a shape, made once."""

@@ -143,6 +143,15 @@ def untrained(config: PruneConfig) -> PruneConfig:
     return PruneConfig.model_validate({name: getattr(config, name) for name in kept})
 
 
+def known(config: PruneConfig) -> frozenset[str] | None:
+    """A goal is met whatever the weights, and says nothing of the rest; ranks over the whole network need them."""
+    if config.latency is not None:
+        return frozenset({"latency_ms", "relative_latency", "speedup"})
+    if config.macs is not None:
+        return frozenset({"macs"})
+    return frozenset() if config.scope == "network" else None
+
+
 SPEC: Final = StageSpec(
     name="prune",
     version=4,
@@ -155,6 +164,7 @@ SPEC: Final = StageSpec(
     facet=facet,
     times=lambda config: config.needs_timing,
     untrained=untrained,
+    known=known,
     wants_source=lambda config: True,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

@@ -266,6 +266,7 @@ SPEC: Final = StageSpec(
     facet=facet,
     times=lambda config: config.where_faster,
     untrained=untrained,
+    known=lambda config: None if config.mixed is None else frozenset({"macs", "parameters"}),
     wants_source=lambda config: config.method == "qat" and config.distill is not None,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

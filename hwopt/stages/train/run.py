@@ -22,29 +22,32 @@ from hwopt.training.initialize import initialize
 from hwopt.training.loop import fit
 from hwopt.training.range_test import resolved
 
+_APART = 100_003  # seeds of restarts: far from those of repeated trainings
+
 
 def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: TrainConfig) -> StageResult:
     """Build the network from the seed, fit it, save it with its recipe."""
-    torch.manual_seed(ctx.seed)
+    seed = ctx.seed + _APART * config.restart
+    torch.manual_seed(seed)
     dataset = ctx.data()
     recipe = checkpoints.Recipe(
         model=Choice.from_json(ctx.model), sample_shape=dataset.sample_shape, classes=dataset.classes
     )
     model = build_model(recipe.model, recipe.sample_shape, recipe.classes, ctx.import_root)
     if config.init != "default":
-        initialize(model, config.init, ctx.seed)
+        initialize(model, config.init, seed)
     if dataset.vectors is not None:
         _fill_embedding(model, dataset.vectors)
     data = split(dataset, config.validation_share, ctx.seed)
     facts: dict[str, JSON] = {}
-    settings, found = resolved(model, data, config, seed=ctx.seed, progress=ctx.progress)
+    settings, found = resolved(model, data, config, seed=seed, progress=ctx.progress)
     if found is not None:
         facts["lr_range_test"] = found.to_json()
     history = fit(
         model,
         data,
         settings,
-        seed=ctx.seed,
+        seed=seed,
         progress=ctx.progress,
         label="train",
         keep=ctx.keep,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
 
 from hwopt.core.artifact import Kind
 from hwopt.core.stage import StageSpec
@@ -16,6 +18,8 @@ class TrainConfig(FitSettings):
     init: Literal["default", "he", "xavier", "orthogonal"] = (
         "default"  # of matrices; default: the layers' own
     )
+    # Another start: other first weights, another order of samples, the same split.
+    restart: Annotated[int, Field(ge=0, le=1000)] = 0
 
 
 SPEC: Final = StageSpec(
