@@ -11,10 +11,11 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from hwopt.errors import ConfigError
-from hwopt.search.job import Job
+from hwopt.report.search import summary
+from hwopt.search.job import Job, Outcome
 from hwopt.search.lead import Lead, described
 from hwopt.search.ledger import open_storage
-from tests.search.subjects import LR, MadeUp, lead, samples, subject
+from tests.search.subjects import LR, MadeUp, exact, lead, samples, subject
 
 WIDTH = {"model.hidden.0": {"integers": [8, 64]}}
 MACS = {"metric": "macs", "max": 2000}
@@ -235,3 +236,45 @@ def test_optuna_sees_the_same(tmp_path: Path) -> None:
 
 def test_a_sample_in_a_line() -> None:
     assert described({"candidate": "small", "train.optimizer.lr": 0.1}) == "candidate small, lr 0.1"
+
+
+def test_a_rung_is_decided_once(tmp_path: Path) -> None:
+    """A version that went on is not thrown away because a later one overtakes it at a rung that it has passed."""
+    both: list[Job] = []
+
+    class Two(MadeUp):
+        """Two at a time: the second one's rung comes in before the first one's whole training."""
+
+        def room(self) -> int:
+            return 2 - len(self.waiting)
+
+        def wait(self, seconds: float) -> list[Any]:
+            self.waiting.sort(key=lambda job: (job.share == 1, job.trial))
+            both.append(self.waiting[0])
+            job = self.waiting.pop(0)
+            return [(job, Outcome(status="ok", values={"accuracy": exact(0.5 + 0.01 * job.trial)}))]
+
+    one = lead(subject(tmp_path, LR, trials=2, sampler="random", halving={}), Two(landscape))
+    one.run()
+    assert [t.status for t in one.trials] == ["ok", "ok"]
+    assert [job.trial for job in both] == [0, 1, 0, 1]
+
+
+def test_what_training_does_not_give_is_a_failure_with_a_reason(tmp_path: Path) -> None:
+    one = lead(subject(tmp_path, LR, trials=2, halving={}), MadeUp(lambda job: {}))
+    one.run()
+    assert {t.reason for t in one.trials} == {"the training gave no accuracy"}
+    assert one.winner() is None
+
+
+def test_halving_needs_something_that_training_makes_better(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no objective is such"):
+        subject(tmp_path, WIDTH, objectives=[{"metric": "macs"}], halving={})
+
+
+def test_a_winner_that_only_seems_to_keep_the_limits_is_named_so(tmp_path: Path) -> None:
+    limit = {"metric": "accuracy", "min": 0.9}
+    one = lead(subject(tmp_path, LR, [limit], trials=2), MadeUp(lambda job: {"accuracy": 0.95}, spread=0.1))
+    one.run()
+    assert one.summary(None)["surely_keeps_limits"] is False
+    assert "leave it open" in summary(one.summary("over"))

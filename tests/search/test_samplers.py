@@ -127,6 +127,18 @@ def test_every_value_is_one_that_the_axis_holds(seed: int) -> None:
     assert all(one.settings.space[n].holds(v) for n, v in sample.items())
 
 
+def test_grids_hold_what_the_axis_holds() -> None:
+    for axis in (
+        {"log_integers": [8, 64]},
+        {"integers": [1, 10], "step": 5},
+        {"range": [0.0, 1.0], "step": 0.6},
+    ):
+        one = proposer("random", {"a": axis, **NUMBERS})
+        values = values_of(one.settings.space["a"])
+        assert len(values) == one.settings.space["a"].size
+        assert all(one.settings.space["a"].holds(v) for v in values)
+
+
 def test_choices_that_are_equal_to_python_stay_apart() -> None:
     one = proposer("tpe", {"a": {"one_of": [True, 1, "1"]}, **NUMBERS})
     axis = one.settings.space["a"]

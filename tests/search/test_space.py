@@ -186,6 +186,48 @@ def test_folds_are_even_and_leave_the_test_split_out() -> None:
     assert (other != folds).any()
 
 
+def test_equal_values_are_one_and_closed_keys_go(tmp_path: Path) -> None:
+    one = subject(tmp_path, {"train.label_smoothing": {"one_of": [0, 0.1, "x"]}, **LR})
+    found = one.defaults()["train.label_smoothing"]
+    assert (found, type(found)) == (0, int)
+    with pytest.raises(ConfigError, match="a value twice"):
+        subject(tmp_path, {"train.epochs": {"one_of": [1, 1.0]}, **LR})
+    space = {
+        "candidate": {"one_of": ["float", "small"]},
+        "train.optimizer.name": {"one_of": ["adamw", "nesterov"]},
+        "candidates.small.0.prune.importance": {
+            "one_of": ["l1", "taylor"],
+            "when": {"candidate": "small", "train.optimizer.name": "nesterov"},
+        },
+    }
+    both = subject(tmp_path, space, candidate="small")
+    small: Any = (
+        both.changed({"candidate": "small", "train.optimizer.name": "adamw"}).candidates[0].chain[0].config
+    )
+    assert "importance" not in small.model_fields_set
+    assert both.changed({"candidate": "float", "train.optimizer.name": "adamw"}).candidates[0].name == "float"
+
+
+def test_checking_changes_nothing(tmp_path: Path) -> None:
+    space = {"train.optimizer": {"one_of": [{"name": "adamw", "lr": 0.1}, {"name": "sgd", "lr": 0.2}]}, **LR}
+    one = subject(tmp_path, space)
+    before = canonical_json(one.settings.to_json())
+    one.check_axes()
+    one.changed(
+        {"train.optimizer": one.settings.space["train.optimizer"].one_of[0], "train.optimizer.lr": 0.01}
+    )  # type: ignore[index]
+    assert canonical_json(one.settings.to_json()) == before
+
+
+def test_the_winners_profile_is_the_winner(tmp_path: Path) -> None:
+    one = subject(tmp_path, {"candidate": {"one_of": ["float", "small"]}, **LR}, restarts=3)
+    found = one.written({"candidate": "small", "train.optimizer.lr": 0.02})
+    assert list(found["candidates"]) == ["small"]
+    assert found["candidates"]["small"][0] == {"ensemble": {"members": 3}}
+    assert found["train"]["optimizer"]["lr"] == 0.02
+    assert "search" not in found
+
+
 def test_sizes() -> None:
     def size(**axis: Any) -> float:
         settings = SearchSettings.model_validate_json(canonical_json({"space": {"a": axis, **LR}}))
