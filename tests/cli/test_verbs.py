@@ -22,8 +22,8 @@ from hwopt.store.store import Store
 from hwopt.testing.models import float_model
 from tests.conftest import ROOT, Command, DigitsRun, hwopt
 
-# They print a document of another kind: JSON itself, a script, or what --format says.
-NO_JSON = {"schema", "completion", "report"}
+# They print a document of another kind: JSON itself, a script, or what --format says; or nothing, until interrupted.
+NO_JSON = {"schema", "completion", "report", "search-server"}
 
 
 def verbs(group: click.Group, at: str = "") -> Iterator[tuple[str, click.Command]]:
