@@ -36,7 +36,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", ["flatten", pytest.param("mobilenet", marks=pytest.mark.slow)])
 def test_a_resized_file_is_the_exported_one(name: str) -> None:
     make, shape = NETS[name]
     net = alive(make())

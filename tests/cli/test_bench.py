@@ -69,6 +69,7 @@ def test_batches_have_a_rate_and_pauses_take_time(tmp_path: Path, command: Comma
     assert row["latency_ms"]["p99"] is None
 
 
+@pytest.mark.slow
 def test_auto_measures_every_runtime_that_is_here(tmp_path: Path) -> None:
     path, _ = quantized_model(tmp_path, "generic-cpu")
     found = package.benchmark([path], runtimes=("auto",), budget_seconds=0.3, processes=1)

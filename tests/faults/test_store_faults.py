@@ -25,6 +25,7 @@ from hwopt.core.canonical import digest_of_file
 from hwopt.engine.prepare import prepare
 from hwopt.engine.record import SCHEMA_VERSION
 from hwopt.errors import ConfigError, HwoptError, LockHeldError, ResourceLimitError
+from hwopt.planning import planner
 from hwopt.report.render import FORMATS, render
 from hwopt.store import atomic, index
 from hwopt.store.care import audit, remove, waste
@@ -191,7 +192,6 @@ def test_a_store_that_may_only_be_read(tmp_path: Path, verb: str) -> None:
 _MANY = """
 import sys
 from pathlib import Path
-from hwopt.planning import planner
 from hwopt.store.store import Store
 from tests.faults.test_store_faults import work
 store = Store(Path(sys.argv[1]))
