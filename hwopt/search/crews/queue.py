@@ -198,7 +198,8 @@ def _serve(
             _do(storage, claimed, here, progress)
             done += 1
             continue
-        if storage.get_study_user_attrs(ledger_id).get("closed") is not None:
+        closed = patient(lambda: storage.get_study_user_attrs(ledger_id)).get("closed")
+        if closed is not None and json.loads(closed) is not None:  # null: a lead has taken it up again
             return done
         time.sleep(_POLL_SECONDS)
 
