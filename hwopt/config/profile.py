@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from hwopt.config import hardware as hardware_profiles
+from hwopt.config.architecture import spread
 from hwopt.config.problems import validate
 from hwopt.config.yaml_text import Document, KeyPath, parse, parse_scalar, read_text
 from hwopt.core.canonical import JSON, digest_of_file
@@ -98,7 +99,9 @@ def checked(document: Document, text: str) -> PipelineProfile:
         race = validate(RaceSettings, value["compare"], document, ("compare",), problems)
     search = None
     if value.get("search") is not None:
-        search = validate(SearchSettings, value["search"], document, ("search",), problems)
+        given = spread(value["search"], model, document.where(("search",)), problems)
+        if given is not None:
+            search = validate(SearchSettings, given, document, ("search",), problems)
     if problems or head is None or data is None or model is None or source is None or benchmark is None:
         raise ConfigError.of(problems)
     if estimate is None or limits is None or inspect is None or release is None:

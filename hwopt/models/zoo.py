@@ -25,9 +25,11 @@ class MlpOptions(Settings):
 
 
 class CnnOptions(Settings):
-    """Four convolutions with a norm; channels are 1, 2, 3 and 4 times the width."""
+    """Convolutions with a norm; channels are 1, 2, 3, … times the width."""
 
     width: Width = 32
+    depth: Annotated[int, Field(ge=1, le=16)] = 4
+    kernel: Literal[3, 5, 7] = 3
     dropout: Share = 0.1
     norm: Norm = "batch"
     activation: Activation = "relu"

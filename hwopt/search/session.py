@@ -82,7 +82,7 @@ def search(
             crew = (
                 load_reference(_crew(wish, ledger))(here)
                 if wish.crew == "here"
-                else _far_crew(wish, ledger, subject, store)
+                else _far_crew(wish, ledger, subject, store, progress)
             )
 
             def keep(trials: Sequence[Trial]) -> None:
@@ -177,8 +177,8 @@ def _crew(wish: Wish, ledger: Ledger) -> str:
     return str(crews[wish.crew])
 
 
-def _far_crew(wish: Wish, ledger: Ledger, subject: Subject, store: Store) -> Any:
-    return load_reference(_crew(wish, ledger)).lead(ledger, subject, store.root, wish.lease_seconds)
+def _far_crew(wish: Wish, ledger: Ledger, subject: Subject, store: Store, progress: Progress) -> Any:
+    return load_reference(_crew(wish, ledger)).lead(ledger, subject, store.root, wish.lease_seconds, progress)
 
 
 @contextmanager

@@ -371,7 +371,7 @@ def default_of(profile: PipelineProfile, name: str) -> tuple[bool, JSON]:
         value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
     if value is None and rest[-1:] == ["lr"]:
         value = default_of(profile, ".".join([head, *rest[:-1], "rate"]))[1]
-    plain = isinstance(value, bool | int | float | str)
+    plain = isinstance(value, bool | int | float | str | list)
     return plain, value if plain else None
 
 

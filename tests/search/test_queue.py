@@ -190,6 +190,34 @@ def test_a_machine_of_another_kind_is_not_asked(tmp_path: Path) -> None:
     assert named.machine() in queue.tags_here(named)
 
 
+def test_every_worker_that_comes_is_given_a_job_at_once_and_nobody_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_LONELY_SECONDS", 0.2)
+    storage, said = open_storage(None, tmp_path), list[str]()
+    of = subject(tmp_path, LR)
+    crew = QueueCrew(ledger_of(storage, of, "x"), of, 60.0, said.append)
+    crew.submit(job(0))
+    assert (crew.room(), crew.wait(1.0)) == (0, [])
+    assert len(said) == 1
+    assert f"wait for a machine that is a {of.machine()}" in said[0]
+    thread = threading.Thread(target=work, args=(storage, "x", {of.machine()}, Fake(4.0)))
+    thread.start()
+    began = time.monotonic()
+    assert crew.wait(60.0) == []  # not for a minute: a worker has come, and another job makes sense
+    assert (time.monotonic() - began < 4.0, crew.room()) == (True, 1)
+    thread.join()
+    assert [outcome.status for _, outcome in crew.wait(5.0)] == ["ok"]
+
+
+def test_a_search_is_over_when_its_lead_says_so(tmp_path: Path) -> None:
+    of = subject(tmp_path, LR)
+    ledger = ledger_of(open_storage(None, tmp_path), of, "x")
+    for said, over in ((None, False), ("3 trials are done", True), (None, False)):
+        ledger.set_attribute("closed", said)
+        assert queue._is_over(ledger.storage, ledger.study._study_id) is over
+
+
 def test_a_new_lead_takes_over_what_the_old_one_asked_for(tmp_path: Path) -> None:
     storage = open_storage(None, tmp_path)
     of = subject(tmp_path, LR)

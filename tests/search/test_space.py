@@ -98,6 +98,46 @@ def test_a_profile_without_the_section(tmp_path: Path) -> None:
         Subject.of(load(tmp_path / "p.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("model", "axes"),
+    [
+        (
+            "{name: cnn, width: 16, depth: 3}",
+            {"model.width": [4, 8, 12, 16], "model.depth": [1, 2, 3], "model.kernel": [3, 5, 7]},
+        ),
+        (
+            "{name: mlp, hidden: [32, 8]}",
+            {"model.hidden": [[8], [16], [24], [32], [8, 2], [16, 4], [24, 6], [32, 8]]},
+        ),
+        ("{name: mobilenet_v2}", {"model.width": [0.25, 0.5, 0.75, 1.0]}),
+        ("{name: resnet, width: 8}", {"model.width": [2, 4, 6, 8], "model.depth": [8, 14, 20]}),
+        (
+            "{factory: 'mine:net', width: 8, layers: 2, wide: true}",
+            {"model.width": [2, 4, 6, 8], "model.layers": [1, 2]},
+        ),
+    ],
+)
+@pytest.mark.parametrize("section", ["width_depth", "{space: width_depth, trials: 3}"])
+def test_widths_and_depths_of_a_model(model: str, axes: dict[str, Any], section: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(HEAD.replace("{name: mlp, hidden: [32]}", model) + f"search: {section}\n")
+    of = Subject.of(load(path))
+    assert {n: list(a.one_of or ()) for n, a in of.settings.space.items()} == axes
+    defaults = of.defaults()
+    if "factory" not in model:
+        assert set(defaults) == set(axes), "the profile itself is a version of the space"
+        assert of.changed(defaults).model == of.profile.model
+
+
+def test_a_model_without_widths(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    model = "{name: efficientnet_lite0}"
+    path.write_text(HEAD.replace("{name: mlp, hidden: [32]}", model) + "search: width_depth\n")
+    with pytest.raises(ConfigError, match=r"width_depth finds nothing in this model") as caught:
+        load(path)
+    assert f"{path}:7" in str(caught.value)
+
+
 def test_keys_lead_through_lists_and_names_with_dots() -> None:
     document = parse("a: {'b.c': [1, {d: 2}]}\n", Path("x"))
     assert parts_of('a."b.c".1.d') == ("a", "b.c", "1", "d")

@@ -136,6 +136,15 @@ def test_blocks_that_may_be_left_out() -> None:
     blocks = blocks_of(module, (1, 8, 8), slimmer.structure, x, y)
     assert sorted(blocks) == ["1", "2"]
     net = SuperNet(module, slimmer.structure, slimmer.scores("l1"), (1.0, 0.5), RULES, blocks)
+    inner = [g for g in net.sizes if g > 1]
+    assert len(inner) >= 2, "the widths within the blocks and the one of their sum"
+    every = net.every()
+    assert len(every) == net.count == len(set(every))
+    assert net.least in every
+    rng = np.random.default_rng(0)
+    assert all(net.random(rng) in every for _ in range(50))
+    shapes = {tuple((n, tuple(p.shape)) for n, p in net.alone(s, x).named_parameters()) for s in every}
+    assert len(shapes) == net.count, "two shapes are one network"
     least = net.alone(net.least, x)
     assert sum(isinstance(part, Residual) for part in least) == 0  # type: ignore[union-attr,attr-defined]
     assert least(x[:2]).shape == (2, 4)

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hwopt.core.canonical import JSON, canonical_json, digest_of
 from hwopt.core.crossings import crossing
 from hwopt.core.profile import HOST_CPU, PipelineProfile
+from hwopt.core.progress import silent
 from hwopt.core.stage import Progress
 from hwopt.engine.prepare import prepare
 from hwopt.errors import ConfigError, HwoptError, LockHeldError, StageFailedError
@@ -41,6 +42,7 @@ from hwopt.search.subject import Subject, host_tag
 from hwopt.store.store import Store
 
 _POLL_SECONDS: Final = 0.3
+_LONELY_SECONDS: Final = 30.0
 _ATTEMPTS: Final = 3  # workers that may be lost over a job
 _PATIENCE_SECONDS: Final = 600.0  # that a worker waits for a search to begin
 _SHARES: Final = 64  # stores of workers beside each other on one machine
@@ -65,8 +67,11 @@ class _Out:
 class QueueCrew:
     """The lead's side."""
 
-    def __init__(self, ledger: Ledger, subject: Subject, lease_seconds: float) -> None:
-        self._storage, self._lease = ledger.storage, lease_seconds
+    def __init__(
+        self, ledger: Ledger, subject: Subject, lease_seconds: float, progress: Progress = silent
+    ) -> None:
+        self._storage, self._lease, self._progress = ledger.storage, lease_seconds, progress
+        self._lonely = time.monotonic() + _LONELY_SECONDS
         self._study = _study(ledger.storage, jobs_of(ledger.name, ledger.attribute("hwopt")))
         self._tag = subject.machine()
         self._out: dict[str, _Out] = {}
@@ -76,9 +81,11 @@ class QueueCrew:
                 self._left.setdefault(trial.user_attrs["job"], []).append((trial._trial_id, trial))
 
     @classmethod
-    def lead(cls, ledger: Ledger, subject: Subject, store: Path, lease_seconds: float) -> QueueCrew:
+    def lead(
+        cls, ledger: Ledger, subject: Subject, store: Path, lease_seconds: float, progress: Progress
+    ) -> QueueCrew:
         """For ``hwopt.search.session``."""
-        return cls(ledger, subject, lease_seconds)
+        return cls(ledger, subject, lease_seconds, progress)
 
     def room(self) -> int:
         """One job for every worker that lives, and one that waits for the first to be free."""
@@ -98,15 +105,26 @@ class QueueCrew:
         return self._storage.create_new_trial(self._study._study_id, template_trial=_waiting(facts))
 
     def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
-        """Outcomes, as workers bring them."""
-        deadline = time.monotonic() + seconds
+        """Outcomes, as workers bring them; none as soon as another worker has come, who wants a job."""
+        deadline, room = time.monotonic() + seconds, self.room()
         while True:
             found = [(out.job, outcome) for out in list(self._out.values()) if (outcome := self._look(out))]
             for job, _ in found:
                 del self._out[job.key]
-            if found or time.monotonic() >= deadline:
+            if found or self.room() > room or time.monotonic() >= deadline:
                 return found
+            self._say_that_nobody_comes()
             time.sleep(_POLL_SECONDS)
+
+    def _say_that_nobody_comes(self) -> None:
+        now = time.monotonic()
+        if self._workers():
+            self._lonely = now + _LONELY_SECONDS
+        elif self._out and now > self._lonely:
+            self._lonely = now + 10 * _LONELY_SECONDS
+            self._progress(
+                f"no worker has taken a job; they wait for a machine that is a {self._tag}: hwopt search … --join"
+            )
 
     def _look(self, out: _Out) -> Outcome | None:
         trial = patient(lambda: self._storage.get_trial(out.trial_id))
@@ -198,10 +216,14 @@ def _serve(
             _do(storage, claimed, here, progress)
             done += 1
             continue
-        closed = patient(lambda: storage.get_study_user_attrs(ledger_id)).get("closed")
-        if closed is not None and json.loads(closed) is not None:  # null: a lead has taken it up again
+        if _is_over(storage, ledger_id):
             return done
         time.sleep(_POLL_SECONDS)
+
+
+def _is_over(storage: BaseStorage, study_id: int) -> bool:
+    closed = patient(lambda: storage.get_study_user_attrs(study_id)).get("closed")
+    return closed is not None and json.loads(closed) is not None  # null: a lead has taken it up again
 
 
 def _claimed(storage: BaseStorage, study: optuna.Study, tags: set[str]) -> FrozenTrial | None:

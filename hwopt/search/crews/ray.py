@@ -23,6 +23,7 @@ from hwopt.config.yaml_text import parse
 from hwopt.core.canonical import canonical_json
 from hwopt.core.profile import HOST_CPU
 from hwopt.core.progress import silent
+from hwopt.core.stage import Progress
 from hwopt.engine.prepare import host_profile
 from hwopt.errors import ConfigError, EngineMissingError, HwoptError
 from hwopt.search.crews.queue import own_store
@@ -52,7 +53,8 @@ class RayCrew:
         ConfigError: no node is of the target's kind.
     """
 
-    def __init__(self, ledger: Ledger, subject: Subject, store: Path) -> None:
+    def __init__(self, ledger: Ledger, subject: Subject, store: Path, progress: Progress = silent) -> None:
+        self._progress, self._said = progress, False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network but the user's own
         try:
             import ray
@@ -100,9 +102,11 @@ class RayCrew:
         )
 
     @classmethod
-    def lead(cls, ledger: Ledger, subject: Subject, store: Path, lease_seconds: float) -> RayCrew:
+    def lead(
+        cls, ledger: Ledger, subject: Subject, store: Path, lease_seconds: float, progress: Progress
+    ) -> RayCrew:
         """For ``hwopt.search.session``; Ray has its own signs of life."""
-        return cls(ledger, subject, store)
+        return cls(ledger, subject, store, progress)
 
     def room(self) -> int:
         """As many jobs as the cluster's nodes of the kind may do at once."""
@@ -118,6 +122,9 @@ class RayCrew:
     def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
         """Outcomes, as the cluster brings them."""
         ready, _ = self._ray.wait(list(self._out), num_returns=1, timeout=seconds)
+        if not ready and not self._said and not self._ray.cluster_resources().get(self._tag):
+            self._said = True
+            self._progress(f"no node of the Ray cluster is a {self._tag} any more; jobs wait for one")
         found: list[tuple[Job, Outcome]] = []
         for reference in ready:
             out = self._out.pop(reference)
@@ -136,8 +143,14 @@ class RayCrew:
         return found
 
     def withdraw(self) -> list[Job]:
-        """Nothing: Ray does not tell what has begun."""
-        return []
+        """Nothing while there are machines of the kind, for Ray does not tell what has begun; else everything."""
+        if self._ray.cluster_resources().get(self._tag):
+            return []
+        for reference in self._out:
+            self._ray.cancel(reference, force=True)
+        found = [out.job for out in self._out.values()]
+        self._out.clear()
+        return found
 
     def close(self) -> None:
         """Take back what is not done, and leave the cluster."""

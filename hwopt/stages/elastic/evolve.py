@@ -89,4 +89,4 @@ def _child(net: SuperNet, people: Sequence[Shape], rng: np.random.Generator) -> 
     ):
         gene = a if rng.random() < 0.5 else b
         genes.append(int(rng.integers(n)) if rng.random() < _MUTATED else gene)
-    return Shape(tuple(genes[:-1]), genes[-1])
+    return net.shape(genes[:-1], genes[-1])

@@ -303,13 +303,7 @@ class _Looks:
         """Different shapes; all where there are few."""
         net = self._net
         if n == net.count:
-            grids = np.stack(
-                np.meshgrid(*(np.arange(k) for k in (*net.sizes, len(net.blocks) + 1)), indexing="ij"), -1
-            )
-            return [
-                Shape(tuple(int(i) for i in row[:-1]), int(row[-1]))
-                for row in grids.reshape(-1, len(net.sizes) + 1)
-            ]
+            return net.every()
         found = dict.fromkeys([net.whole, net.least])
         while len(found) < n:
             found[net.random(rng)] = None

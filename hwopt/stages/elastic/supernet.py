@@ -13,11 +13,14 @@ Reference:
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -74,6 +77,7 @@ class SuperNet:
             g.layer: sorted({nearest(g, g.width * share, rules) for share in widths}, reverse=True)
             for g in structure.groups
         }
+        self._gone_at = [self._left_out_at(g.units) for g in structure.groups]
         self._narrow: dict[Shape, _Narrow] = {}
         self._pattern = copy.deepcopy(
             module
@@ -87,12 +91,36 @@ class SuperNet:
     @property
     def count(self) -> int:
         """How many networks there are."""
-        return int(np.prod(self.sizes, dtype=object)) * (len(self.blocks) + 1)
+        return sum(
+            math.prod(n for n, gone in zip(self.sizes, self._gone_at, strict=True) if gone > dropped)
+            for dropped in range(len(self.blocks) + 1)
+        )
+
+    def _left_out_at(self, units: npt.NDArray[np.int64]) -> int:
+        """With how many blocks left out nothing of a group is there any more."""
+        mine = set(units.tolist())
+        touched = [axis[0] for axis, ids in self.structure.owners.items() if mine & set(ids.tolist())]
+        for dropped in range(1, len(self.blocks) + 1):
+            gone = tuple(f"{path}." for path in self.blocks[:dropped])
+            if all(name.startswith(gone) for name in touched):
+                return dropped
+        return len(self.blocks) + 1
+
+    def shape(self, widths: Sequence[int], dropped: int) -> Shape:
+        """A network by its choices; those of groups that are left out do not count."""
+        there = zip(widths, self._gone_at, strict=True)
+        return Shape(tuple(width if gone > dropped else 0 for width, gone in there), dropped)
+
+    def every(self) -> list[Shape]:
+        """All networks."""
+        depths = range(len(self.blocks) + 1)
+        grids = itertools.product(*(range(n) for n in self.sizes))
+        return list(dict.fromkeys(self.shape(widths, d) for widths in grids for d in depths))
 
     @property
     def least(self) -> Shape:
         """The narrowest and shallowest."""
-        return Shape(tuple(n - 1 for n in self.sizes), len(self.blocks))
+        return self.shape([n - 1 for n in self.sizes], len(self.blocks))
 
     @property
     def whole(self) -> Shape:
@@ -101,8 +129,8 @@ class SuperNet:
 
     def random(self, rng: np.random.Generator) -> Shape:
         """Any of them, every choice as likely as every other."""
-        widths = tuple(int(rng.integers(n)) for n in self.sizes)
-        return Shape(widths, int(rng.integers(len(self.blocks) + 1)))
+        widths = [int(rng.integers(n)) for n in self.sizes]
+        return self.shape(widths, int(rng.integers(len(self.blocks) + 1)))
 
     def units(self, shape: Shape) -> dict[str, int]:
         """Width of every group."""
