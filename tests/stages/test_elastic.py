@@ -93,16 +93,45 @@ def test_gradients_reach_the_whole_network_where_the_narrow_one_is() -> None:
     assert (wider | ~net.keep(net.least)).all(), "narrower networks use a part of what wider ones use"
 
 
-def test_all_learn_together_and_the_same_each_time() -> None:
+class Trip:
+    """A hook that breaks the training off after some steps."""
+
+    def __init__(self, after: int | None) -> None:
+        self.left = after
+
+    def epoch(self, epoch: int) -> None: ...
+
+    def penalty(self, share: float) -> None:
+        return None
+
+    def stepped(self) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def test_all_learn_together_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hwopt.training import loop
+
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
     x, y = samples(512)
     data = Split(x=x, y=y, x_validation=x[:0], y_validation=y[:0])
     settings = FitSettings(epochs=40, batch_size=64, watch=False)
 
-    def trained(steps: int, keep: Path | None = None) -> SuperNet:
+    said: list[str] = []
+
+    def trained(steps: int, keep: Path | None = None, trip: int | None = None) -> SuperNet:
         net = supernet(network())
         hook = Sandwich(net, 1, 0)
         once = settings.model_copy(update={"max_steps": steps})
-        fit(net.module, data, once, seed=0, progress=lambda text: None, label="t", hooks=(hook,), keep=keep)
+        both = (hook, Trip(trip))
+        fit(net.module, data, once, seed=0, progress=said.append, label="t", hooks=both, keep=keep)
         hook.close()
         return net
 
@@ -110,15 +139,13 @@ def test_all_learn_together_and_the_same_each_time() -> None:
     for widths in itertools.product(*(range(n) for n in net.sizes)):
         module = net.alone(Shape(widths), x)
         assert float((module(x).argmax(1) == y).float().mean()) > 0.9, widths
-    again = trained(240)
+    with pytest.raises(KeyboardInterrupt):
+        trained(240, keep=tmp_path, trip=100)
+    assert not any("goes on after step" in text for text in said)
+    again = trained(240, keep=tmp_path)
+    assert any("goes on after step" in text for text in said)
     for a, b in zip(net.module.parameters(), again.module.parameters(), strict=True):
         assert torch.equal(a, b)
-    hook = Sandwich(net, 1, 0)
-    for _ in range(7):
-        hook.stepped()
-    other = Sandwich(net, 1, 0)
-    other.load_state_dict(hook.state_dict())
-    assert other.state_dict() == {"step": 7}
 
 
 def test_blocks_that_may_be_left_out() -> None:
@@ -285,3 +312,88 @@ def test_the_sum_of_layers_is_corrected_by_whole_networks() -> None:
     table.correct(rows[:15], real[:15])  # type: ignore[arg-type]
     after = agreement(table.price(rows[15:]), real[15:])[0]  # type: ignore[arg-type]
     assert before < 0.85 < 0.95 < after
+
+
+def test_a_table_that_ranks_badly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hwopt.layer_table import layers_of
+    from hwopt.stages.elastic import run
+
+    class Clock:
+        """Whole networks take as long as they have multiply-accumulates."""
+
+        def ratios(self, first: Any, others: Any) -> list[float]:
+            return [macs(model) / macs(first) for model in others]
+
+    def macs(model: Any) -> float:
+        return float(sum(layer.macs for layer in layers_of(model)))
+
+    class Table:
+        sign = 1.0
+        times = ()
+
+        def __init__(self, bench: Any) -> None: ...
+
+        def correct(self, models: Any, measured: Any) -> None: ...
+
+        def price(self, models: Any) -> list[float]:
+            return [macs(model) ** self.sign for model in models]
+
+    class Context:
+        seed, hardware = 0, None
+
+        @staticmethod
+        def progress(text: str) -> None: ...
+
+    monkeypatch.setattr(run, "bench_of", lambda ctx, timing: Clock())
+    monkeypatch.setattr(run, "LatencyTable", Table)
+    net = supernet(network(), (1.0, 0.75, 0.5, 0.25))
+
+    def trust() -> Any:
+        cost = run._Cost(Context(), ElasticConfig(latency=0.5), net, (1, 8, 8), None)  # type: ignore[arg-type]
+        return cost.held_against_measurement()
+
+    found = trust()
+    assert found["tau"] == pytest.approx(1.0)
+    assert found["error"] == pytest.approx(0.0)
+    Table.sign = -1.0
+    with pytest.raises(
+        StageFailedError, match=r"ranks networks with a Kendall tau of -1.00, and the least is 0.8"
+    ):
+        trust()
+
+
+DEEP = """\
+name: deep
+threads: 1
+data: {name: digits}
+model: {name: resnet, depth: 14, width: 8}
+train: {epochs: 3, batch_size: 64, optimizer: {lr: 1.0e-2}}
+benchmark: {budget_seconds: 0.2, processes: 1}
+candidates:
+  float: []
+  short:
+    - elastic: {macs: 0.4, depth: true, train: {epochs: 2}, scored: 8, population: 8, generations: 2,
+                finalists: 4, converged: 0.5}
+    - finetune: {epochs: 1}
+    - quantize: {method: ptq}
+  both:
+    - ensemble: {members: 2, take: average}
+    - prune: {ratio: 0.3}
+    - finetune: {epochs: 1}
+    - quantize: {method: ptq}
+targets: [host-cpu]
+"""
+
+
+@pytest.mark.slow
+def test_what_lost_blocks_and_what_is_several_goes_on_down_the_chain(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(DEEP)
+    found = hwopt("pipeline", "run", "p.yaml", "--json", cwd=tmp_path)
+    assert found.code == 0, found.err
+    rows = {r["candidate"]: r for r in found.json["results"]}
+    short, both = rows["short"], rows["both"]
+    assert short["details"]["elastic"]["winner"]["left_out"], "no block was left out at 0.4 of the MACs"
+    assert short["macs"] <= 0.4 * rows["float"]["macs"]
+    assert short["accuracy"] > 0.7
+    assert 0.6 < both["parameters"] / rows["float"]["parameters"] < 1.4  # two of 0.7 of the channels
+    assert both["accuracy"] > 0.7
