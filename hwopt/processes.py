@@ -72,6 +72,8 @@ class Child:
         self._over = False
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
         one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
+        # Threads that wait for each other by spinning take ten times as long where a core is also somebody else's.
+        polite = {"OMP_WAIT_POLICY": "PASSIVE"}
         kept = {k: v for k, v in os.environ.items() if secrets or not _SECRET.search(k)}
         self._process = subprocess.Popen(
             # -P, and our path behind its own: nothing of the user's may shadow what the child imports.
@@ -89,7 +91,7 @@ class Child:
             stderr=self._stderr,
             text=True,
             encoding="utf-8",
-            env={**kept, **one, "OMP_NUM_THREADS": str(threads), "PYTHONUTF8": "1"},
+            env={**polite, **kept, **one, "OMP_NUM_THREADS": str(threads), "PYTHONUTF8": "1"},
             start_new_session=True,
         )
         self._answers: queue.Queue[str | None] = queue.Queue()

@@ -80,6 +80,20 @@ def test_secrets_stay_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         assert worker.ask("answer")["secret"] == "hunter2"  # noqa: S105 - a test's
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc to read an environment from")
+@pytest.mark.parametrize("mine", [None, "ACTIVE"])
+def test_threads_wait_without_spinning_unless_the_user_says_so(
+    mine: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if mine is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", mine)
+    with child(seconds=60) as worker:
+        worker.ask("answer")
+        variables = Path(f"/proc/{worker.pid}/environ").read_bytes().split(b"\0")
+    assert f"OMP_WAIT_POLICY={mine or 'PASSIVE'}".encode() in variables
+
+
 def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from hwopt.processes import Child, Limits\n"
