@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hwopt.core.canonical import JSON
+from hwopt.core.canonical import JSON, canonical_json
 from hwopt.core.crossings import crossing
 from hwopt.core.progress import sparkline
 from hwopt.core.search import CANDIDATE, STRUCTURAL
@@ -41,6 +41,7 @@ class Lead:
     stopping: Callable[[], str | None] = lambda: None
     trials: list[Trial] = field(default_factory=list)
     _busy: dict[str, int] = field(default_factory=dict)  # key of a job -> trial
+    _structures: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def proposer(self) -> Proposer:
@@ -69,7 +70,12 @@ class Lead:
             while why is None and self.crew.room() > 0:
                 sample = self._next()
                 if sample is None:
-                    why = final = "every version of the space was tried"
+                    refused = any(t.status == "infeasible" for t in self.trials)
+                    why = final = (
+                        "every version that may keep the limits was tried"
+                        if refused
+                        else "every version of the space was tried"
+                    )
                     break
                 crossing("search.proposed")
                 trial = self.ledger.begin(sample)
@@ -97,7 +103,13 @@ class Lead:
             axes = self.subject.settings
             if defaults and all(n in defaults for n in axes.ordered() if axes.is_open(n, defaults)):
                 return defaults
-        return self.proposer.propose([self._past(trial) for trial in self.trials])
+        return self.proposer.propose([self._past(trial) for trial in self.trials], self._structure)
+
+    def _structure(self, sample: Sample) -> str | None:
+        key = canonical_json(dict(sample))
+        if key not in self._structures:
+            self._structures[key] = self.subject.structure(sample)
+        return self._structures[key]
 
     def _past(self, trial: Trial) -> Past:
         values = [trial.all_values.get(o.metric) for o in self.subject.objectives]
@@ -107,6 +119,8 @@ class Lead:
         steps = {i + 1: v.estimate for i, v in enumerate(trial.rungs.values())} if given_up else {}
         return Past(
             sample=trial.sample,
+            structure=self._structure(trial.sample),
+            refused=trial.status == "infeasible",
             running=trial.status == "running",
             values=tuple(v.estimate for v in values if v is not None) if known else None,
             excesses=self.subject.excesses(trial.all_values),
@@ -320,11 +334,11 @@ class Lead:
         return [found[i] for i in front([t.all_values for t in found], self.subject.objectives)]
 
     def winner(self) -> Trial | None:
-        """The best of the first objective among those that keep the limits.
+        """The best of the first objective on the front of those that keep the limits.
 
         Where times do not differ surely, the smaller file; then the better estimate; then the earlier trial.
         """
-        found = self.eligible()
+        found = self.front() or self.eligible()  # of three objectives, each may dominate the next in a circle
         if not found:
             return None
         objective = self.subject.objectives[0]

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ _FEW: Final = 150  # trials up to which a Gaussian process is affordable
 _MANY: Final = 500  # from where on evolution pays
 _CHOICES: Final = 4  # axes without order, from where on trees beat a Gaussian process
 _AGAIN: Final = 24  # proposals that may repeat a known one before a random one is taken
+_LOOKS: Final = 12  # of them, for one whose structure is new
 _MOST: Final = 2000  # random proposals before a space counts as exhausted
 
 
@@ -43,9 +44,14 @@ class Past:
     Attributes:
         values: of the objectives; None where it was not trained, failed, or still runs.
         rungs: step of the training to value of what halving goes by, where it was given up on the way.
+        structure: what is known of it without training depends on this alone; versions share it that differ in how
+            they are trained.
+        refused: it surely cannot keep the limits, and nor can another version of its structure.
     """
 
     sample: Sample
+    structure: str | None = None
+    refused: bool = False
     running: bool = False
     values: tuple[float, ...] | None = None
     excesses: Mapping[str, float] = field(default_factory=dict)
@@ -78,23 +84,33 @@ class Proposer:
             return "nsga"
         return "cma" if settings.trials > _MANY and not free else "tpe"
 
-    def propose(self, history: Sequence[Past]) -> Sample | None:
-        """A sample that was not tried; None where there is none left."""
+    def propose(
+        self, history: Sequence[Past], structure_of: Callable[[Sample], str | None] = lambda sample: None
+    ) -> Sample | None:
+        """A sample that was not tried and is not known to miss a limit; None where there is none left."""
         known = {canonical_json(dict(past.sample)) for past in history}
+        seen = {past.structure for past in history if past.structure is not None}
+        refused = {past.structure for past in history if past.structure is not None and past.refused}
         number = len(history)
         if self.sampler == "grid":
             return next((s for s in self.cells() if canonical_json(s) not in known), None)
+
+        def is_new(sample: Sample) -> bool:
+            return canonical_json(dict(sample)) not in known and structure_of(sample) not in refused
+
         make = {"random": self._random, "cma": self._cma}.get(self.sampler, self._study)
+        # Before a model is believed, structures that were not looked at: limits and half the objectives hang on them.
+        looks = _LOOKS if make == self._study and number < _STARTUP else 0
         for attempt in range(_AGAIN):
             sample = make(history, _seed(self.settings.seed, number, attempt))
-            if canonical_json(sample) not in known:
+            if is_new(sample) and (attempt >= looks or structure_of(sample) not in seen):
                 return sample
         for attempt in range(_MOST):
             sample = self._random(history, _seed(self.settings.seed, number, _AGAIN + attempt))
-            if canonical_json(sample) not in known:
+            if is_new(sample):
                 return sample
         if not math.isinf(self.settings.cells):
-            return next((s for s in self.cells() if canonical_json(s) not in known), None)
+            return next((s for s in self.cells() if is_new(s)), None)
         return None
 
     def cells(self) -> Any:

@@ -256,6 +256,26 @@ class Subject:
                 sample = self._with(sample, parent, allowed[0])
         return {n: v for n, v in sample.items() if self.settings.is_open(n, sample)}
 
+    def structure(self, sample: Sample) -> str | None:
+        """What is known without training depends on this alone; None where nothing of it is asked for."""
+        if not self.metrics(trained=False):
+            return None
+        fresh = untrained(self.changed(sample))
+        chains: list[JSON] = [
+            [{link.stage: link.config.to_json()} for link in c.chain]
+            for c in fresh.candidates
+            if c.name == sample.get(CANDIDATE, self.candidate)
+        ]
+        return digest_of(
+            {
+                "model": fresh.model.to_json(),
+                "source": {fresh.source.stage: fresh.source.config.to_json()},
+                "chains": chains,
+                "benchmark": fresh.benchmark.to_json(),
+                "estimate": fresh.estimate.to_json(),
+            }
+        )
+
     def machine(self) -> str:
         """What a machine must be to work for the search: of the target's kind.
 

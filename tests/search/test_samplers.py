@@ -144,3 +144,39 @@ def test_choices_that_are_equal_to_python_stay_apart() -> None:
     axis = one.settings.space["a"]
     assert len({encoded(axis, v) for v in values_of(axis)}) == 3
     assert not is_ordered(axis)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp"])
+def test_structures_are_looked_at_first_and_refused_once(sampler: str) -> None:
+    space = {"lr": {"log": [1e-4, 1e-1]}, "width": {"one_of": [8, 16, 24, 32, 40]}}
+    one = proposer(sampler, space, limits=("width",), trials=16)
+
+    def structure(sample: Any) -> str:
+        return str(sample["width"])
+
+    history: list[Past] = []
+    for _ in range(14):
+        sample = one.propose(history, structure)
+        assert sample is not None
+        refused = sample["width"] > 8
+        history.append(
+            Past(
+                sample=sample,
+                values=None if refused else (score(sample),),
+                excesses={"width": 1.0 if refused else -1.0},
+                structure=structure(sample),
+                refused=refused,
+            )
+        )
+    widths = [past.sample["width"] for past in history]
+    assert sorted(w for w in widths if w > 8) == sorted({w for w in widths if w > 8}), (
+        "refused more than once"
+    )
+    if sampler != "random":
+        assert sorted(widths[:5]) == [8, 16, 24, 32, 40], "a structure was not looked at"
+
+
+def test_nothing_is_left_where_every_structure_was_refused() -> None:
+    one = proposer("tpe", {"lr": {"log": [1e-4, 1e-1]}}, limits=("width",))
+    past = Past(sample={"lr": 0.01}, structure="the only one", refused=True)
+    assert one.propose([past], lambda sample: "the only one") is None
