@@ -83,14 +83,20 @@ def reached(trace: list[dict[str, float]], target: float) -> int | None:
 @click.argument("profile", type=click.Path(path_type=Path))
 @click.option("--seeds", default=8)
 @click.option("--trials", default=30)
+@click.option("--kinds", default=",".join(_KINDS), help="Which searches; random gives the targets.")
+@click.option("--set", "overrides", multiple=True, help="Override a key of the profile.")
 @click.option("--store", default=".hwopt-search-speed", type=click.Path(path_type=Path))
 @click.option("--out", default="search-speed.json", type=click.Path(path_type=Path))
-def main(profile: Path, seeds: int, trials: int, store: Path, out: Path) -> None:
-    subject = Subject.of(load(profile))
+def main(
+    profile: Path, seeds: int, trials: int, kinds: str, overrides: tuple[str, ...], store: Path, out: Path
+) -> None:
+    subject = Subject.of(load(profile, overrides))
     here = Here(subject=subject, store=Store(store), progress=lambda text: None)
     traces: dict[str, list[list[dict[str, float]]]] = json.loads(out.read_text()) if out.exists() else {}
     for seed in range(seeds):
         for place, kind in enumerate(_KINDS):
+            if kind not in kinds.split(","):
+                continue
             if len(traces.setdefault(kind, [])) > seed:
                 continue  # done before
             many = 3 * trials // 2 if _KINDS[kind][1] else trials
