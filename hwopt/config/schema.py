@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from hwopt.config import hardware as hardware_profiles
+from hwopt.config.architecture import WORD
 from hwopt.config.profile import Head
 from hwopt.core.canonical import JSON
 from hwopt.core.choices import DataSource, ModelSpec
@@ -81,6 +82,8 @@ def _profile() -> Schema:
         own = of(tracker.settings)
         own["properties"] = {"name": {"const": name}, **own.get("properties", {})}
         trackers += [own, {"const": name}]
+    search = of(SearchSettings)
+    search["properties"]["space"] = {"anyOf": [search["properties"]["space"], {"const": WORD}]}
     properties |= {
         "data": {"oneOf": list(named("data"))},
         "model": {"oneOf": [*named("model"), read]},
@@ -107,7 +110,7 @@ def _profile() -> Schema:
         "track": {"type": "array", "items": {"anyOf": trackers}},
         "limits": of(RunLimits),
         "release": of(Release),
-        "search": {"anyOf": [of(SearchSettings), {"type": "null"}]},
+        "search": {"anyOf": [search, {"const": WORD}, {"type": "null"}]},
         "compare": {"anyOf": [of(RaceSettings), {"type": "null"}]},
     }
     return {

@@ -50,7 +50,10 @@ def test_every_verb_has_help(name: str) -> None:
     assert ALL[name].help
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda p: p.name)
+PROFILES = [*(ROOT / "pipelines").glob("*.yaml"), *(ROOT / "benchmarks" / "profiles").glob("*.yaml")]
+
+
+@pytest.mark.parametrize("path", sorted(PROFILES), ids=lambda p: p.name)
 def test_profiles_keep_to_the_schema(path: Path) -> None:
     value = yaml.safe_load(path.read_text())
     jsonschema.Draft202012Validator(schema("profile")).validate(value)
@@ -66,6 +69,8 @@ def test_schemas_are_schemas_and_find_mistakes() -> None:
         {"seed": -1},
         {"candidates": {"a": [{"quantise": {}}]}},
         {"train": {"epoch": 1}},
+        {"search": "width_dept"},
+        {"search": {"space": "width"}},
     ):
         assert not checker.is_valid({**value, **change}), change
     for path in sorted((ROOT / "hardware_profiles").glob("*.yaml"))[:5]:
