@@ -35,11 +35,18 @@ _KINDS = {
 }
 
 
-def searched(subject: Subject, here: Here, kind: str, seed: int, trials: int) -> list[dict[str, float]]:
+def searched(
+    subject: Subject, here: Here, kind: str, seed: int, trials: int, first: float
+) -> list[dict[str, float]]:
     """Best so far and CPU-seconds after every trial."""
     sampler, halving = _KINDS[kind]
     settings = subject.settings.model_copy(
-        update={"sampler": sampler, "seed": seed, "trials": trials, "halving": Halving() if halving else None}
+        update={
+            "sampler": sampler,
+            "seed": seed,
+            "trials": trials,
+            "halving": Halving(first=first) if halving else None,
+        }
     )
     mine = replace(subject, settings=settings)
     # The folds stay those of seed 0, so that equal versions are trained once for all.
@@ -84,23 +91,34 @@ def reached(trace: list[dict[str, float]], target: float) -> int | None:
 @click.option("--seeds", default=8)
 @click.option("--trials", default=30)
 @click.option("--kinds", default=",".join(_KINDS), help="Which searches; random gives the targets.")
+@click.option("--first", default=0.25, help="Share of the steps of halving's first rung.")
 @click.option("--set", "overrides", multiple=True, help="Override a key of the profile.")
 @click.option("--store", default=".hwopt-search-speed", type=click.Path(path_type=Path))
 @click.option("--out", default="search-speed.json", type=click.Path(path_type=Path))
 def main(
-    profile: Path, seeds: int, trials: int, kinds: str, overrides: tuple[str, ...], store: Path, out: Path
+    profile: Path,
+    seeds: int,
+    trials: int,
+    kinds: str,
+    first: float,
+    overrides: tuple[str, ...],
+    store: Path,
+    out: Path,
 ) -> None:
+    chosen = kinds.split(",")
+    if "random" not in chosen or not set(chosen) <= set(_KINDS):
+        raise click.UsageError(f"--kinds lists random and others of {', '.join(_KINDS)}")
     subject = Subject.of(load(profile, overrides))
     here = Here(subject=subject, store=Store(store), progress=lambda text: None)
     traces: dict[str, list[list[dict[str, float]]]] = json.loads(out.read_text()) if out.exists() else {}
     for seed in range(seeds):
         for place, kind in enumerate(_KINDS):
-            if kind not in kinds.split(","):
+            if kind not in chosen:
                 continue
             if len(traces.setdefault(kind, [])) > seed:
                 continue  # done before
             many = 3 * trials // 2 if _KINDS[kind][1] else trials
-            trace = searched(subject, here, kind, 1000 * place + seed, many)
+            trace = searched(subject, here, kind, 1000 * place + seed, many, first)
             traces[kind].append(trace)
             click.echo(
                 f"seed {seed} {kind}: best {trace[-1]['best']:.4f}, {trace[-1]['cpu']:.1f} CPU-s", err=True
