@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from hwopt.config import hardware as hardware_profiles
-from hwopt.config.architecture import spread
+from hwopt.config.architecture import WIDTH_DEPTH, spread
 from hwopt.config.problems import validate
 from hwopt.config.yaml_text import Document, KeyPath, parse, parse_scalar, read_text
 from hwopt.core.canonical import JSON, digest_of_file
@@ -64,6 +64,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> PipelineProfile:
     """Read, override (``a.b=value``) and check a profile; ConfigError carries every problem."""
     text = read_text(path)
     document = parse(text, path)
+    if isinstance(document.value, dict) and document.value.get("search") == WIDTH_DEPTH:
+        document.value["search"] = {"space": {WIDTH_DEPTH: True}}  # the short form, as overrides know it
     for override in overrides:
         _override(document, override)
         text += f"\n# --set {override}"
@@ -99,7 +101,7 @@ def checked(document: Document, text: str) -> PipelineProfile:
         race = validate(RaceSettings, value["compare"], document, ("compare",), problems)
     search = None
     if value.get("search") is not None:
-        given = spread(value["search"], model, document.where(("search",)), problems)
+        given = spread(value["search"], model, document, problems)
         if given is not None:
             search = validate(SearchSettings, given, document, ("search",), problems)
     if problems or head is None or data is None or model is None or source is None or benchmark is None:
@@ -199,7 +201,11 @@ def _parent(document: Document, key: str, by: str, *, make: bool) -> tuple[Any, 
                 text = f"{key!r}: {part!r} is no place in a list of {len(node)}"
                 raise ConfigError(text, where=by, fix="places are counted from 0")
         elif not isinstance(node, dict):
-            raise ConfigError(f"{key!r}: {part!r} lies below something that is no mapping", where=by)
+            raise ConfigError(
+                f"{key!r}: {part!r} lies below something that is no mapping",
+                where=by,
+                fix=f"write {'.'.join(parts_of(key)[:index]) or 'the profile'} as a mapping in the profile",
+            )
         if index == len(before):
             break
         if isinstance(node, list):

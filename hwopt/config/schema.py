@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from hwopt.config import hardware as hardware_profiles
-from hwopt.config.architecture import WORD
+from hwopt.config.architecture import WIDTH_DEPTH
 from hwopt.config.profile import Head
 from hwopt.core.canonical import JSON
 from hwopt.core.choices import DataSource, ModelSpec
@@ -83,7 +83,9 @@ def _profile() -> Schema:
         own["properties"] = {"name": {"const": name}, **own.get("properties", {})}
         trackers += [own, {"const": name}]
     search = of(SearchSettings)
-    search["properties"]["space"] = {"anyOf": [search["properties"]["space"], {"const": WORD}]}
+    space = search["properties"]["space"]
+    space["properties"] = {WIDTH_DEPTH: {"type": "boolean"}}
+    search["properties"]["space"] = {"anyOf": [space, {"const": WIDTH_DEPTH}]}
     properties |= {
         "data": {"oneOf": list(named("data"))},
         "model": {"oneOf": [*named("model"), read]},
@@ -110,7 +112,7 @@ def _profile() -> Schema:
         "track": {"type": "array", "items": {"anyOf": trackers}},
         "limits": of(RunLimits),
         "release": of(Release),
-        "search": {"anyOf": [search, {"const": WORD}, {"type": "null"}]},
+        "search": {"anyOf": [search, {"const": WIDTH_DEPTH}, {"type": "null"}]},
         "compare": {"anyOf": [of(RaceSettings), {"type": "null"}]},
     }
     return {

@@ -16,7 +16,7 @@ from hwopt.errors import ConfigError
 from hwopt.search.crews import Crew
 from hwopt.search.job import Job, Outcome, Sample
 from hwopt.search.ledger import Ledger, Trial
-from hwopt.search.samplers import Past, Proposer
+from hwopt.search.samplers import Past, Proposer, is_of_training
 from hwopt.search.subject import Subject
 from hwopt.search.values import Value, best, dominates, front, merged, surely_beyond, surely_within
 
@@ -62,16 +62,19 @@ class Lead:
         started, settings = time.monotonic(), self.subject.settings
         for trial in [t for t in self.trials if t.status == "running"]:
             self._advance(trial)
-        final: str | None = None
+        final: str | None = None  # nothing is begun any more
+        exhausted: str | None = None  # nothing new; what was begun goes on
         while True:
             over = settings.seconds is not None and time.monotonic() - started >= settings.seconds
             final = final or ("the time is over" if over else self.stopping())
-            why = final or self._enough()  # a trial that turns out not to fit makes room for another
+            why = (
+                final or exhausted or self._enough()
+            )  # a trial that turns out not to fit makes room for another
             while why is None and self.crew.room() > 0:
                 sample = self._next()
                 if sample is None:
                     refused = any(t.status == "infeasible" for t in self.trials)
-                    why = final = (
+                    why = exhausted = (
                         "every version that may keep the limits was tried"
                         if refused
                         else "every version of the space was tried"
@@ -106,9 +109,12 @@ class Lead:
         return self.proposer.propose([self._past(trial) for trial in self.trials], self._structure)
 
     def _structure(self, sample: Sample) -> str | None:
-        key = canonical_json(dict(sample))
+        key = canonical_json({n: v for n, v in sample.items() if not is_of_training(n)})
         if key not in self._structures:
-            self._structures[key] = self.subject.structure(sample)
+            try:
+                self._structures[key] = self.subject.structure(sample)
+            except ConfigError:  # no profile can be so; the trial will say it
+                self._structures[key] = None
         return self._structures[key]
 
     def _past(self, trial: Trial) -> Past:

@@ -92,15 +92,16 @@ class Proposer:
         seen = {past.structure for past in history if past.structure is not None}
         refused = {past.structure for past in history if past.structure is not None and past.refused}
         number = len(history)
-        if self.sampler == "grid":
-            return next((s for s in self.cells() if canonical_json(s) not in known), None)
 
         def is_new(sample: Sample) -> bool:
             return canonical_json(dict(sample)) not in known and structure_of(sample) not in refused
 
+        if self.sampler == "grid":
+            return next((s for s in self.cells() if is_new(s)), None)
         make = {"random": self._random, "cma": self._cma}.get(self.sampler, self._study)
         # Before a model is believed, structures that were not looked at: limits and half the objectives hang on them.
-        looks = _LOOKS if make == self._study and number < _STARTUP else 0
+        structural = not all(is_of_training(name) for name in self.settings.space)
+        looks = _LOOKS if structural and make == self._study and number < _STARTUP else 0
         for attempt in range(_AGAIN):
             sample = make(history, _seed(self.settings.seed, number, attempt))
             if is_new(sample) and (attempt >= looks or structure_of(sample) not in seen):
@@ -239,6 +240,11 @@ def quiet() -> None:
 
 def _seed(seed: int, number: int, attempt: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{attempt}".encode()).digest()[:4], "big")
+
+
+def is_of_training(name: str) -> bool:
+    """Whether an axis changes how a version is trained, and nothing of its structure."""
+    return name.startswith("train.")
 
 
 def is_ordered(axis: Axis) -> bool:

@@ -130,6 +130,8 @@ class Subject:
         """
         document = self.document()
         self._set(document, sample)
+        whole: Any = document.value
+        whole.pop("search", None)  # of the profile; a version of it has no axes of its own
         text = f"{self.profile.text}\n# search: {canonical_json(dict(sample))}"
         changed = profiles.checked(document, text)
         name = str(sample.get(CANDIDATE, self.candidate))
@@ -234,14 +236,14 @@ class Subject:
                 )
                 continue
             values = list(axis.one_of) if axis.one_of is not None else list(axis.ends)
-            reasons = list[Problem]()
+            reasons = list[Problem]()  # one for each value that is not legal
             for value in values:
                 sample = self._with(base, name, value)
                 try:
                     self.changed(sample)
                 except ConfigError as error:
-                    reasons += error.problems
-            if reasons and len(reasons) >= len(values):  # not one value is legal: the axis is wrong
+                    reasons.append(error.problems[0])
+            if reasons and len(reasons) == len(values):  # not one value is legal: the axis is wrong
                 text = f"search.space: {name} cannot be set: {reasons[0].problem}"
                 problems[name] = Problem(problem=text, where=self.profile.where("search"), fix=reasons[0].fix)
         if problems:

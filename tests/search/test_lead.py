@@ -278,3 +278,24 @@ def test_a_winner_that_only_seems_to_keep_the_limits_is_named_so(tmp_path: Path)
     one.run()
     assert one.summary(None)["surely_keeps_limits"] is False
     assert "leave it open" in summary(one.summary("over"))
+
+
+def test_a_version_that_no_profile_can_be_is_a_failed_trial(tmp_path: Path) -> None:
+    def measure(job: Job) -> dict[str, float]:
+        if job.sample["model.hidden"] == [4097]:
+            raise ValueError("no such network")
+        return {"accuracy": 0.9} if job.trained else {"macs": 5.0, "file_bytes": 5.0}
+
+    space = {"model.hidden": {"one_of": [[32], [16], [8], [4097]]}, **LR}
+    one = lead(subject(tmp_path, space, [MACS], trials=12, sampler="random"), MadeUp(measure))
+    one.run()
+    assert {t.status for t in one.trials if t.sample["model.hidden"] == [4097]} == {"failed"}
+    assert {t.status for t in one.trials if t.sample["model.hidden"] != [4097]} == {"ok"}
+
+
+def test_a_grid_leaves_out_what_was_refused(tmp_path: Path) -> None:
+    space = {"model.hidden.0": {"one_of": [16, 64]}, "train.optimizer.lr": {"one_of": [0.1, 0.01, 0.001]}}
+    one = lead(subject(tmp_path, space, [MACS], trials=6, sampler="grid"), MadeUp(landscape))
+    assert one.run() == "every version that may keep the limits was tried"
+    assert [t.status for t in one.trials].count("infeasible") == 1
+    assert [t.status for t in one.trials].count("ok") == 3

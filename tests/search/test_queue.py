@@ -23,6 +23,7 @@ from hwopt.errors import ConfigError
 from hwopt.search.crews import queue
 from hwopt.search.crews.queue import QueueCrew
 from hwopt.search.job import Job, Outcome
+from hwopt.search.lead import Lead
 from hwopt.search.ledger import Ledger, close_storage, open_storage
 from hwopt.search.session import Wish
 from hwopt.search.subject import Subject
@@ -200,7 +201,7 @@ def test_every_worker_that_comes_is_given_a_job_at_once_and_nobody_is_told(
     crew.submit(job(0))
     assert (crew.room(), crew.wait(1.0)) == (0, [])
     assert len(said) == 1
-    assert f"wait for a machine that is a {of.machine()}" in said[0]
+    assert f"no worker is here; jobs wait for a machine that is a {of.machine()}" in said[0]
     thread = threading.Thread(target=work, args=(storage, "x", {of.machine()}, Fake(4.0)))
     thread.start()
     began = time.monotonic()
@@ -213,9 +214,64 @@ def test_every_worker_that_comes_is_given_a_job_at_once_and_nobody_is_told(
 def test_a_search_is_over_when_its_lead_says_so(tmp_path: Path) -> None:
     of = subject(tmp_path, LR)
     ledger = ledger_of(open_storage(None, tmp_path), of, "x")
-    for said, over in ((None, False), ("3 trials are done", True), (None, False)):
-        ledger.set_attribute("closed", said)
-        assert queue._is_over(ledger.storage, ledger.study._study_id) is over
+    for why in (None, "3 trials are done", None):
+        ledger.set_attribute("closed", why)
+        assert queue._is_over(ledger.storage, ledger.study._study_id) == why
+
+
+def test_a_worker_says_that_the_lead_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_LONELY_SECONDS", 0.2)
+    of, said = subject(tmp_path, LR), list[str]()
+    ledger = ledger_of(open_storage(None, tmp_path), of, "x")
+    silence, where = queue._Silence(said.append), (ledger.storage, ledger.study._study_id)
+    for beat in range(5):
+        ledger.set_attribute("lead", {"id": "a", "beat": beat})
+        silence.look(*where)
+        time.sleep(0.1)
+    assert said == []
+    time.sleep(0.2)
+    silence.look(*where)
+    silence.look(*where)
+    assert len(said) == 1
+    ledger.set_attribute("lead", {"id": "b", "beat": 0})
+    silence.look(*where)
+    time.sleep(0.3)
+    silence.look(*where)
+    assert len(said) == 2
+
+
+def test_versions_that_were_begun_are_finished_when_no_other_is_left(tmp_path: Path) -> None:
+    """The space is exhausted while the structure of the last version is looked at: its training is still done."""
+    storage = open_storage(None, tmp_path)
+    space = {"model.hidden.0": {"one_of": [8, 16, 24]}}
+    limits = [{"metric": "macs", "max": 10_000}]
+    of = subject(tmp_path, space, limits, trials=6, sampler="random")
+    crew = QueueCrew(ledger_of(storage, of, "x"), of, 60.0)
+    lead = Lead(subject=of, ledger=ledger_of(storage, of, "x"), crew=crew, progress=lambda text: None)
+    end = threading.Event()
+
+    class Known:
+        name = "known"
+
+        def perform(self, job: Job) -> Outcome:
+            values = (
+                {"accuracy": exact(0.5)} if job.trained else {"macs": exact(5.0), "file_bytes": exact(5.0)}
+            )
+            return Outcome(status="ok", values=values, worker=self.name)
+
+    def serve() -> None:
+        while not end.is_set():
+            if not work(storage, "x", {of.machine()}, Known()):  # type: ignore[arg-type]
+                time.sleep(0.05)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        assert lead.run() == "every version of the space was tried"
+    finally:
+        end.set()
+        thread.join()
+    assert [t.status for t in lead.trials] == ["ok"] * 3
 
 
 def test_a_new_lead_takes_over_what_the_old_one_asked_for(tmp_path: Path) -> None:

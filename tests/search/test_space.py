@@ -111,18 +111,30 @@ def test_a_profile_without_the_section(tmp_path: Path) -> None:
         ),
         ("{name: mobilenet_v2}", {"model.width": [0.25, 0.5, 0.75, 1.0]}),
         ("{name: resnet, width: 8}", {"model.width": [2, 4, 6, 8], "model.depth": [8, 14, 20]}),
+        ("{name: mlp, hidden: [4]}", {"model.hidden": [[1], [2], [3], [4]]}),
+        ("{name: resnet, depth: 14, width: 2}", {"model.width": [1, 2], "model.depth": [8, 14]}),
+        ("{name: transformer, layers: 1}", {"model.width": [16, 24, 32, 48]}),
         (
             "{factory: 'mine:net', width: 8, layers: 2, wide: true}",
             {"model.width": [2, 4, 6, 8], "model.layers": [1, 2]},
         ),
+        (
+            "{factory: 'mine:net', layers: 3000000, hidden: [true, 3], depth: 2.5}",
+            {"model.layers": [375000 * i for i in range(1, 9)]},
+        ),
     ],
 )
-@pytest.mark.parametrize("section", ["width_depth", "{space: width_depth, trials: 3}"])
+@pytest.mark.parametrize(
+    "section", ["width_depth", "{space: width_depth, trials: 3}", "{space: {width_depth: true}}"]
+)
 def test_widths_and_depths_of_a_model(model: str, axes: dict[str, Any], section: str, tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(HEAD.replace("{name: mlp, hidden: [32]}", model) + f"search: {section}\n")
     of = Subject.of(load(path))
     assert {n: list(a.one_of or ()) for n, a in of.settings.space.items()} == axes
+    for name, axis in of.settings.space.items():
+        for value in axis.one_of or ():
+            of.changed({**of.defaults(), name: value})  # raises where a version has no profile
     defaults = of.defaults()
     if "factory" not in model:
         assert set(defaults) == set(axes), "the profile itself is a version of the space"
@@ -133,9 +145,30 @@ def test_a_model_without_widths(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     model = "{name: efficientnet_lite0}"
     path.write_text(HEAD.replace("{name: mlp, hidden: [32]}", model) + "search: width_depth\n")
-    with pytest.raises(ConfigError, match=r"width_depth finds nothing in this model") as caught:
+    with pytest.raises(ConfigError, match=r"width_depth finds nothing: this model") as caught:
         load(path)
     assert f"{path}:7" in str(caught.value)
+
+
+def test_widths_beside_other_axes_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(HEAD + "search: {space: {width_depth: true, train.optimizer.lr: {log: [1e-4, 1e-1]}}}\n")
+    assert set(Subject.of(load(path)).settings.space) == {"model.hidden", "train.optimizer.lr"}
+    path.write_text(HEAD + "search: width_depth\n")
+    rate = "search.space.candidate={one_of: [float, small]}"
+    of = Subject.of(load(path, ["search.trials=2", rate]))
+    assert (of.settings.trials, set(of.settings.space)) == (2, {"model.hidden", "candidate"})
+    for section in ("width_dept", "{space: width_dept}"):
+        path.write_text(HEAD + f"search: {section}\n")
+        with pytest.raises(ConfigError, match=r"'width_dept' is no space") as caught:
+            load(path)
+        assert "did you mean 'width_depth'?" in str(caught.value)
+        assert f"{path}:7" in str(caught.value)
+
+
+def test_an_axis_with_one_legal_value_is_searched(tmp_path: Path) -> None:
+    of = subject(tmp_path, {"model.hidden": {"one_of": [[32], [0]]}, **LR})
+    assert of.structure({"model.hidden": [32]}) is None  # nothing of it is asked for
 
 
 def test_keys_lead_through_lists_and_names_with_dots() -> None:

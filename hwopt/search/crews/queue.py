@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -96,6 +96,8 @@ class QueueCrew:
 
     def submit(self, job: Job) -> None:
         """Put a job where workers find it; one that an earlier lead put there is taken over."""
+        if not self._out:
+            self._lonely = time.monotonic() + _LONELY_SECONDS
         left = self._left.pop(job.key, [])
         trial_id = left[-1][0] if left else self._put(job, 1)
         self._out[job.key] = _Out(job, trial_id, 1, seen=time.monotonic())
@@ -123,7 +125,7 @@ class QueueCrew:
         elif self._out and now > self._lonely:
             self._lonely = now + 10 * _LONELY_SECONDS
             self._progress(
-                f"no worker has taken a job; they wait for a machine that is a {self._tag}: hwopt search … --join"
+                f"no worker is here; jobs wait for a machine that is a {self._tag}: hwopt search … --join"
             )
 
     def _look(self, out: _Out) -> Outcome | None:
@@ -195,6 +197,7 @@ def _serve(
     deadline = time.monotonic() + _PATIENCE_SECONDS
     progress(f"worker {here.name} for the search {name}, with the tags {', '.join(sorted(tags))}")
     study: optuna.Study | None = None
+    silence = _Silence(progress)
     while True:
         if ledger_id is None:
             found = _found(storage, name)
@@ -216,14 +219,35 @@ def _serve(
             _do(storage, claimed, here, progress)
             done += 1
             continue
-        if _is_over(storage, ledger_id):
+        if (why := _is_over(storage, ledger_id)) is not None:
+            progress(f"the search is over: {why}")
             return done
+        silence.look(storage, ledger_id)
         time.sleep(_POLL_SECONDS)
 
 
-def _is_over(storage: BaseStorage, study_id: int) -> bool:
+def _is_over(storage: BaseStorage, study_id: int) -> str | None:
+    """Why the search ended; None while it goes on, or after a lead has taken it up again."""
     closed = patient(lambda: storage.get_study_user_attrs(study_id)).get("closed")
-    return closed is not None and json.loads(closed) is not None  # null: a lead has taken it up again
+    return None if closed is None else json.loads(closed)
+
+
+@dataclass(slots=True)
+class _Silence:
+    """Says once that the lead shows no sign of life: it was interrupted or killed, and may be started again."""
+
+    progress: Progress
+    beat: Any = None
+    since: float = field(default_factory=time.monotonic)
+    said: bool = False
+
+    def look(self, storage: BaseStorage, study_id: int) -> None:
+        beat, now = patient(lambda: storage.get_study_user_attrs(study_id)).get("lead"), time.monotonic()
+        if beat != self.beat:
+            self.beat, self.since, self.said = beat, now, False
+        elif not self.said and now - self.since > _LONELY_SECONDS:
+            self.progress("the lead is silent; waiting until it is started again")
+            self.said = True
 
 
 def _claimed(storage: BaseStorage, study: optuna.Study, tags: set[str]) -> FrozenTrial | None:

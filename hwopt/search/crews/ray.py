@@ -122,9 +122,10 @@ class RayCrew:
     def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
         """Outcomes, as the cluster brings them."""
         ready, _ = self._ray.wait(list(self._out), num_returns=1, timeout=seconds)
-        if not ready and not self._said and not self._ray.cluster_resources().get(self._tag):
-            self._said = True
+        nobody = not self._ray.cluster_resources().get(self._tag)
+        if nobody and not self._said:
             self._progress(f"no node of the Ray cluster is a {self._tag} any more; jobs wait for one")
+        self._said = nobody
         found: list[tuple[Job, Outcome]] = []
         for reference in ready:
             out = self._out.pop(reference)
