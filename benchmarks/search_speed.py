@@ -36,7 +36,7 @@ _KINDS = {
 
 
 def searched(
-    subject: Subject, here: Here, kind: str, seed: int, trials: int, first: float
+    subject: Subject, here: Here, kind: str, seed: int, trials: int, rungs: Halving
 ) -> list[dict[str, float]]:
     """Best so far and CPU-seconds after every trial."""
     sampler, halving = _KINDS[kind]
@@ -45,7 +45,7 @@ def searched(
             "sampler": sampler,
             "seed": seed,
             "trials": trials,
-            "halving": Halving(first=first) if halving else None,
+            "halving": rungs if halving else None,
         }
     )
     mine = replace(subject, settings=settings)
@@ -92,6 +92,7 @@ def reached(trace: list[dict[str, float]], target: float) -> int | None:
 @click.option("--trials", default=30)
 @click.option("--kinds", default=",".join(_KINDS), help="Which searches; random gives the targets.")
 @click.option("--first", default=0.25, help="Share of the steps of halving's first rung.")
+@click.option("--factor", default=4.0, help="Of a rung's steps; one in so many goes on.")
 @click.option("--set", "overrides", multiple=True, help="Override a key of the profile.")
 @click.option("--store", default=".hwopt-search-speed", type=click.Path(path_type=Path))
 @click.option("--out", default="search-speed.json", type=click.Path(path_type=Path))
@@ -101,6 +102,7 @@ def main(
     trials: int,
     kinds: str,
     first: float,
+    factor: float,
     overrides: tuple[str, ...],
     store: Path,
     out: Path,
@@ -108,7 +110,7 @@ def main(
     chosen = kinds.split(",")
     if "random" not in chosen or not set(chosen) <= set(_KINDS):
         raise click.UsageError(f"--kinds lists random and others of {', '.join(_KINDS)}")
-    subject = Subject.of(load(profile, overrides))
+    subject, rungs = Subject.of(load(profile, overrides)), Halving(first=first, factor=factor)
     here = Here(subject=subject, store=Store(store), progress=lambda text: None)
     traces: dict[str, list[list[dict[str, float]]]] = json.loads(out.read_text()) if out.exists() else {}
     for seed in range(seeds):
@@ -118,7 +120,7 @@ def main(
             if len(traces.setdefault(kind, [])) > seed:
                 continue  # done before
             many = 3 * trials // 2 if _KINDS[kind][1] else trials
-            trace = searched(subject, here, kind, 1000 * place + seed, many, first)
+            trace = searched(subject, here, kind, 1000 * place + seed, many, rungs)
             traces[kind].append(trace)
             click.echo(
                 f"seed {seed} {kind}: best {trace[-1]['best']:.4f}, {trace[-1]['cpu']:.1f} CPU-s", err=True
