@@ -18,7 +18,7 @@ from hwopt.search.job import Job, Outcome, Sample
 from hwopt.search.ledger import Ledger, Trial
 from hwopt.search.samplers import Past, Proposer, is_of_training
 from hwopt.search.subject import Subject
-from hwopt.search.values import Value, best, dominates, front, merged, surely_beyond, surely_within
+from hwopt.search.values import Value, best, dominates, front, is_ahead, merged, surely_beyond, surely_within
 
 _REFUSALS: Final = 4  # proposals without training, for every trial that may be trained
 _POLL_SECONDS: Final = 5.0
@@ -252,31 +252,38 @@ class Lead:
         return outcome.status != "ok"
 
     def _given_up(self, trial: Trial, share: float, values: dict[str, Value]) -> bool:
-        """Whether a trial ends at a rung: not among the best there, or dominated."""
+        """Whether a trial ends at a rung.
+
+        With one objective: it is not among the best there. With several: it is surely dominated; or it is neither among
+        the best nor on the front of the estimates.
+        """
         halving = self.subject.settings.halving
         rung = f"{share:.4f}"
         if halving is None:
             return False
         others = [t for t in self.trials if rung in t.rungs]
+        mine = trial.rungs[rung].estimate
+        place = 1 + sum(t.rungs[rung].estimate > mine for t in others if t is not trial)
+        kept = max(1, int(len(others) / halving.factor))
+        before = [t for t in others if t.number < trial.number and self._went_on(t, rung)]
+        # A sampler that learns proposes better and better versions: by their place alone, nearly all would go on.
+        behind = place > kept or (place > 1 and len(before) >= kept)
+        placed = f"place {place} of {len(others)} at {share:.0%} of the training"
         objectives = self.subject.objectives
         if len(objectives) == 1:
-            mine = trial.rungs[rung].estimate
-            place = 1 + sum(t.rungs[rung].estimate > mine for t in others if t is not trial)
-            kept = max(1, int(len(others) / halving.factor))
-            before = [t for t in others if t.number < trial.number and self._went_on(t, rung)]
-            # A sampler that learns proposes better and better versions: by their place alone, nearly all would go on.
-            if place > kept or (place > 1 and len(before) >= kept):
-                trial.status = "rejected"
-                trial.reason = f"place {place} of {len(others)} at {share:.0%} of the training"
-            return trial.status == "rejected"
-        ours = {**trial.known, **values}
-        for other in others:
-            theirs = self._at_rung(other, share)
-            if other is not trial and theirs and dominates(theirs, ours, objectives):
-                trial.status = "rejected"
-                trial.reason = f"dominated by trial {other.number} at {share:.0%} of the training"
-                return True
-        return False
+            trial.reason = placed if behind else None
+        else:
+            ours = {**trial.known, **values}
+            seen = [(t.number, self._at_rung(t, share)) for t in others if t is not trial]
+            surely = [n for n, theirs in seen if theirs and dominates(theirs, ours, objectives)]
+            ahead = [n for n, theirs in seen if theirs and is_ahead(theirs, ours, objectives)]
+            if surely:
+                trial.reason = f"dominated by trial {surely[0]} at {share:.0%} of the training"
+            elif behind and ahead:
+                trial.reason = f"{placed}, and trial {ahead[0]} is ahead in everything"
+        if trial.reason is not None:
+            trial.status = "rejected"
+        return trial.reason is not None
 
     @staticmethod
     def _went_on(trial: Trial, rung: str) -> bool:

@@ -131,6 +131,17 @@ def dominates(one: Values, other: Values, objectives: Sequence[Objective]) -> bo
     return better and not any(surely_better(other, one, o) for o in objectives)
 
 
+def is_ahead(one: Values, other: Values, objectives: Sequence[Objective]) -> bool:
+    """Better in something and worse in nothing by the estimates alone."""
+    gains = []
+    for objective in objectives:
+        mine, theirs = one.get(objective.metric), other.get(objective.metric)
+        if mine is None or theirs is None:
+            return False
+        gains.append((mine.estimate - theirs.estimate) * (1 if objective.rises else -1))
+    return min(gains) >= 0 and max(gains) > 0
+
+
 def front(entries: Sequence[Values], objectives: Sequence[Objective]) -> list[int]:
     """Places of those that none of the others dominates."""
     return [

@@ -101,7 +101,21 @@ def test_two_objectives_reject_what_is_dominated(tmp_path: Path) -> None:
         assert a.values["accuracy"].estimate > b.values["accuracy"].estimate or (
             a.known["macs"].estimate < b.known["macs"].estimate
         )
-    assert any("dominated by trial" in str(t.reason) for t in one.trials if t.status == "rejected")
+    reasons = [str(t.reason) for t in one.trials if t.status == "rejected"]
+    assert any("dominated by trial" in reason for reason in reasons)
+
+
+def test_noise_dominates_nothing_and_halving_still_ends_what_is_behind(tmp_path: Path) -> None:
+    both: list[dict[str, Any]] = [{"metric": "accuracy"}, {"metric": "macs"}]
+    space = {"model.hidden.0": {"one_of": [8, 16]}, **LR}
+    crew = MadeUp(landscape, spread=1e4)  # every interval overlaps every other
+    one = lead(subject(tmp_path, space, trials=30, objectives=both, halving={}), crew)
+    one.run()
+    rejected = [t for t in one.trials if t.status == "rejected"]
+    assert 10 < len(rejected) < 30
+    assert all("is ahead in everything" in str(t.reason) for t in rejected)
+    best = max((t for t in one.trials), key=lambda t: next(iter(t.rungs.values())).estimate)
+    assert best.status == "ok"
 
 
 def test_folds_and_seeds(tmp_path: Path) -> None:
