@@ -13,7 +13,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import click
 from optuna.storages import InMemoryStorage
@@ -129,20 +129,26 @@ def main(
     here.close()
     targets = [(t[-1]["best"], t[-1]["cpu"]) for t in traces["random"]]
     for kind, found in traces.items():
-        counts, shares, missed = [], [], 0
-        for place, trace in enumerate(found):
-            for other, (target, cpu) in enumerate(targets):
-                if kind == "random" and place == other:
-                    continue
-                hit = reached(trace, target)
-                missed += hit is None
-                counts.append(hit or len(trace) + 1)
-                shares.append(trace[(hit or len(trace)) - 1]["cpu"] / cpu)
-        click.echo(
-            f"{kind}: target reached in {fmean(counts):.1f} trials on average, for {fmean(shares):.2f} of the CPU-seconds "
-            f"of a random search; {missed} of {len(counts)} pairs missed it and count with all they did; best "
-            f"{fmean(t[-1]['best'] for t in found):.4f}, {fmean(t[-1]['cpu'] for t in found):.1f} CPU-s"
-        )
+        for begun in sorted({trials, max(map(len, found))}):
+            click.echo(f"{kind}, {begun} begun: " + summary([t[:begun] for t in found], targets, kind))
+
+
+def summary(found: list[list[dict[str, float]]], targets: list[tuple[float, float]], kind: str) -> str:
+    """How soon, and for how much of a random search's price, searches reach random's targets."""
+    counts, shares, missed = [], [], 0
+    for place, trace in enumerate(found):
+        for other, (target, cpu) in enumerate(targets):
+            if kind == "random" and place == other:
+                continue
+            hit = reached(trace, target)
+            missed += hit is None
+            counts.append(hit or len(trace) + 1)
+            shares.append(trace[(hit or len(trace)) - 1]["cpu"] / cpu)
+    return (
+        f"target reached in {fmean(counts):.1f} trials on average, for {fmean(shares):.2f} of the CPU-seconds of a "
+        f"random search (median {median(shares):.2f}); {missed} of {len(counts)} pairs missed it and count with all "
+        f"they did; best {fmean(t[-1]['best'] for t in found):.4f}, {fmean(t[-1]['cpu'] for t in found):.1f} CPU-s"
+    )
 
 
 if __name__ == "__main__":
