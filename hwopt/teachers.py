@@ -36,6 +36,7 @@ class Lesson:
     def __post_init__(self) -> None:
         """The teacher's answers, once: they serve every training of this lesson."""
         if self.teacher is not None and self.distill is not None:
+            self.ctx.progress(f"the teacher answers {len(self.data.x):,} samples")
             self.logits = Teacher(logits=logits_of(self.teacher, self.data.x), settings=self.distill)
 
     def give(
