@@ -98,7 +98,7 @@ def search(
             )
             progress(
                 f"search {name}: {lead.proposer.sampler} over {len(subject.settings.space)} axes, "
-                f"{subject.settings.trials} trials on {subject.target}"
+                f"{subject.settings.trials} trials on {subject.target}; live in {folder / 'report.html'}"
             )
             ledger.set_attribute("closed", None)
             try:
