@@ -173,6 +173,7 @@ def test_interrupt_is_130_and_resumable(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_it_works_from_any_folder_on_the_users_own_npz_and_model(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n"
@@ -204,6 +205,7 @@ def test_it_works_from_any_folder_on_the_users_own_npz_and_model(tmp_path: Path)
     assert not any(step["finished"] for step in again["steps"])
 
 
+@pytest.mark.slow
 def test_failing_candidate_does_not_take_the_others_along(tmp_path: Path) -> None:
     diverging = "finetune: {optimizer: {name: sgd, lr: 100.0}, clip_norm: null, distill: null, halvings: 0}"
     text = PROFILE.replace("  int8:", f"  broken: [{{{diverging}}}]\n  int8:")

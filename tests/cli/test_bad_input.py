@@ -243,7 +243,13 @@ def test_external_weights_are_refused_wherever_they_hide(tmp_path: Path, command
     assert "lies in another file" in outcome.err
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+SLOW = {"batch larger than the data"}  # it trains first
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=pytest.mark.slow if case.name in SLOW else ()) for case in CASES],
+)
 def test_bad_input(case: Case, tmp_path: Path, command: Command) -> None:
     (tmp_path / "p.yaml").write_text(case.profile(tmp_path))
     outcome = command("pipeline", case.verb, "p.yaml")

@@ -300,7 +300,7 @@ class RandomNet(nn.Module):
 
 @settings(
     derandomize=True,
-    max_examples=20,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -43,7 +43,7 @@ def run(folder: Path, ranks: int, **settings: object) -> dict[str, torch.Tensor]
     "settings",
     [
         pytest.param({"norm": "none", "optimizer": "sgd", "parts": 1}, marks=pytest.mark.slow),
-        {"norm": "layer", "optimizer": "adamw", "parts": 5},
+        pytest.param({"norm": "layer", "optimizer": "adamw", "parts": 5}, marks=pytest.mark.slow),
     ],
     ids=["sgd", "adamw-accumulated"],
 )
