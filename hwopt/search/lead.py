@@ -349,22 +349,26 @@ class Lead:
     def winner(self) -> Trial | None:
         """The best of the first objective on the front of those that keep the limits.
 
-        Where times do not differ surely, the smaller file; then the better estimate; then the earlier trial.
+        Where times do not differ surely, the smaller file; then the better estimate; of equal ones that of the other
+        objectives, how far training keeps the limits, and the earlier trial.
         """
         found = self.front() or self.eligible()  # of three objectives, each may dominate the next in a circle
         if not found:
             return None
         objective = self.subject.objectives[0]
         first, level = best([t.all_values for t in found], objective)
-        sign = 1 if objective.rises else -1
         equal = (
             objective.metric in STRUCTURAL
         )  # a time that is as short serves as well; an accuracy may be higher
 
-        def merit(place: int) -> tuple[float, float, int]:
+        trained = {str(r) for r in self.subject.limits if r.metric not in STRUCTURAL}
+
+        def merit(place: int) -> tuple[float, ...]:
             values = found[place].all_values
             size = values["file_bytes"].estimate if "file_bytes" in values and equal else 0.0
-            return size, -sign * values[objective.metric].estimate, found[place].number
+            estimates = [(-1 if o.rises else 1) * values[o.metric].estimate for o in self.subject.objectives]
+            beyond = sum(e for name, e in self.subject.excesses(values).items() if name in trained)
+            return (size, *estimates, beyond, found[place].number)
 
         return found[min(level, key=merit)] if level else found[first]
 

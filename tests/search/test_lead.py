@@ -313,3 +313,21 @@ def test_a_grid_leaves_out_what_was_refused(tmp_path: Path) -> None:
     assert one.run() == "every version that may keep the limits was tried"
     assert [t.status for t in one.trials].count("infeasible") == 1
     assert [t.status for t in one.trials].count("ok") == 3
+
+
+def test_of_equal_structures_the_better_trained_one_wins(tmp_path: Path) -> None:
+    def measure(job: Job) -> dict[str, float]:
+        if not job.trained:
+            return {"macs": 640.0, "file_bytes": 5.0}
+        return {"accuracy": quality(job), "accuracy_drop": 1 - quality(job)}
+
+    limit: list[dict[str, Any]] = [{"metric": "accuracy_drop", "max": 1.0}]
+    for objectives in ([{"metric": "macs"}], [{"metric": "macs"}, {"metric": "accuracy"}]):
+        of = subject(tmp_path, LR, limit, trials=6, objectives=objectives, sampler="random")
+        one = lead(of, MadeUp(measure, spread=0.2))
+        one.run()
+        winner = one.winner()
+        assert winner is not None
+        accuracies = [t.all_values["accuracy_drop"].estimate for t in one.eligible()]
+        assert len(set(accuracies)) > 1
+        assert winner.all_values["accuracy_drop"].estimate == min(accuracies)
