@@ -80,6 +80,12 @@ class OutOfMemoryError(StageFailedError):
     exit_code: ClassVar[int] = 8
 
 
+class FileTooLargeError(StageFailedError):
+    """A stage wrote a file beyond the limit that the user set; smaller candidates can go on."""
+
+    exit_code: ClassVar[int] = 8
+
+
 class UnsafeInputError(HwoptError):
     """A file from outside was refused before any library touched it."""
 

@@ -25,7 +25,7 @@ from hwopt.core.settings import Settings
 from hwopt.core.stage import Progress, StageContext, StageFunction, StageResult, StageSpec
 from hwopt.data.holdout import held_out
 from hwopt.data.load import load_dataset
-from hwopt.errors import HwoptError, ResourceLimitError, StageFailedError
+from hwopt.errors import FileTooLargeError, HwoptError, ResourceLimitError, StageFailedError
 from hwopt.plugins import call_factory, load_reference, resolve, user_modules
 from hwopt.processes import Child, Limits, explained
 from hwopt.tracking.ledger import FileLedger
@@ -33,7 +33,7 @@ from hwopt.tracking.sink import Sink, SinkSpec
 
 LEDGER: Final = "ledger.jsonl"
 _PATIENCE: Final = 30.0  # seconds
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,11 +332,11 @@ def foreign_code(root: Path | None, where: str | None = None) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _FULL:
-            raise ResourceLimitError(
-                "the disk is full" if error.errno != errno.EFBIG else "a file grew beyond limits.file_gb",
-                where=where,
-                fix="free space and run again",
-            ) from error
+            fix = "free space and run again"
+            raise ResourceLimitError("the disk is full", where=where, fix=fix) from error
+        if error.errno == errno.EFBIG:
+            fix = "raise limits.file_gb, or make the version smaller"
+            raise FileTooLargeError("a file grew beyond limits.file_gb", where=where, fix=fix) from error
         raise StageFailedError(f"{type(error).__name__}: {error}") from error
     except Exception as error:
         raise explained(error) from error

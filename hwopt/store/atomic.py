@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hwopt.core.crossings import crossing
-from hwopt.errors import ConfigError, ResourceLimitError
+from hwopt.errors import ConfigError, FileTooLargeError, ResourceLimitError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,7 +97,13 @@ _MASK = _umask()
 
 def explained(error: OSError, path: Path, needed: int | None = None) -> Exception:
     """The user's error for a failed write of ``needed`` bytes."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    if error.errno == errno.EFBIG:
+        return FileTooLargeError(
+            f"{path.name} would be larger than a file may be here",
+            where=str(path.parent),
+            fix="raise limits.file_gb (or ulimit -f), or make the version smaller",
+        )
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         size = "" if needed is None else f" ({needed:,} bytes)"
         return ResourceLimitError(
             f"the disk is full: {path.name}{size} could not be written",
