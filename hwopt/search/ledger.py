@@ -132,7 +132,7 @@ class Ledger:
     def trials(self) -> list[Trial]:
         """All, by number; those that were begun and not finished are running."""
         found = []
-        for frozen in self.study.get_trials(deepcopy=False):
+        for frozen in patient(lambda: self.study.get_trials(deepcopy=False)):
             text = frozen.user_attrs.get(_KEY)
             if text is None:
                 continue
@@ -162,7 +162,7 @@ class Ledger:
         )
         study_id = self.study._study_id
         trial_id = patient(lambda: self.storage.create_new_trial(study_id, template_trial=template))
-        trial.number = self.storage.get_trial_number_from_id(trial_id)
+        trial.number = patient(lambda: self.storage.get_trial_number_from_id(trial_id))
         return trial
 
     def note(self, trial: Trial) -> None:
@@ -197,14 +197,22 @@ class Ledger:
             state, numbers = TrialState.PRUNED, None
         self.storage.set_trial_state_values(trial_id, state=state, values=numbers)
 
-    def attribute(self, name: str) -> Any:
+    def attribute(self, name: str, *, patiently: bool = True) -> Any:
         """A fact of the study; None for nothing."""
-        text = self.storage.get_study_user_attrs(self.study._study_id).get(name)
+
+        def ask() -> Mapping[str, Any]:
+            return self.storage.get_study_user_attrs(self.study._study_id)
+
+        text = (patient(ask) if patiently else ask()).get(name)
         return None if text is None else json.loads(text)
 
-    def set_attribute(self, name: str, value: JSON) -> None:
+    def set_attribute(self, name: str, value: JSON, *, patiently: bool = True) -> None:
         """Keep a fact of the study."""
-        self.storage.set_study_user_attr(self.study._study_id, name, canonical_json(value))
+
+        def tell() -> None:
+            self.storage.set_study_user_attr(self.study._study_id, name, canonical_json(value))
+
+        patient(tell) if patiently else tell()
 
     def _id(self, trial: Trial) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, trial.number)
@@ -219,14 +227,26 @@ def patient(call: Callable[[], T]) -> T:
     for again in range(_PATIENCE, -1, -1):
         try:
             return call()
-        except StorageInternalError as error:
+        except Exception as error:
+            if not is_away(error):
+                raise
             if again == 0:
                 raise StageFailedError(
-                    f"the storage went away: {str(error.__cause__ or error).splitlines()[0]}",
+                    f"the storage went away: {(str(error.__cause__ or error) or 'no answer').splitlines()[0]}",
                     fix="start it again; the same command goes on",
                 ) from None
             time.sleep(_PAUSE_SECONDS)
     raise AssertionError
+
+
+def is_away(error: Exception) -> bool:
+    """Whether an error says that the storage, or the server before it, does not answer just now."""
+    if isinstance(error, StorageInternalError):
+        return True
+    code = getattr(error, "code", None)  # gRPC is optional, and says so in a status
+    if not any(kind.__name__ == "RpcError" for kind in type(error).__mro__) or not callable(code):
+        return False
+    return getattr(code(), "name", "") in {"UNAVAILABLE", "UNKNOWN", "DEADLINE_EXCEEDED"}
 
 
 def agree(kept: Mapping[str, Any], mine: Mapping[str, JSON], what: str) -> None:

@@ -24,7 +24,7 @@ from hwopt.search.crews import queue
 from hwopt.search.crews.queue import QueueCrew
 from hwopt.search.job import Job, Outcome
 from hwopt.search.lead import Lead
-from hwopt.search.ledger import Ledger, close_storage, open_storage
+from hwopt.search.ledger import Ledger, close_storage, is_away, open_storage
 from hwopt.search.session import Wish
 from hwopt.search.subject import Subject
 from hwopt.store.store import Store
@@ -374,3 +374,68 @@ def test_two_leads_of_one_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_replace_keeps_the_subject(tmp_path: Path) -> None:
     of = subject(tmp_path, LR)
     assert replace(of, settings=of.settings.model_copy(update={"trials": 3})).digest == of.digest
+
+
+def test_a_server_that_was_started_again_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwopt.search.ledger._PAUSE_SECONDS", 0.2)
+    port = free_port()
+    words = ["search-server", "--storage", f"sqlite:///{tmp_path}/behind.db", "--port", str(port)]
+    command = [sys.executable, "-c", "from hwopt.cli.main import main; main()", *words]
+
+    def start() -> subprocess.Popen[str]:
+        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert server.stderr is not None
+        assert server.stderr.readline().startswith("serving")
+        return server
+
+    def end(server: subprocess.Popen[str]) -> None:
+        with server:
+            server.kill()
+
+    servers = [start()]
+    try:
+        ledger = ledger_of(open_storage(f"grpc://localhost:{port}", tmp_path), subject(tmp_path, LR), "x")
+        ledger.set_attribute("closed", "before")
+        end(servers.pop())
+        with pytest.raises(Exception) as caught:  # noqa: PT011 (of a library that is optional)
+            ledger.attribute("closed", patiently=False)
+        assert is_away(caught.value)
+        later = threading.Timer(1.0, lambda: servers.append(start()))
+        later.start()
+        assert ledger.attribute("closed") == "before"
+        later.join()
+    finally:
+        for server in servers:
+            end(server)
+    assert not is_away(ValueError("a mistake of ours"))
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_worker_that_comes_before_the_lead_of_a_search_that_is_taken_up_again(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_ARRIVAL_SECONDS", 1.0)
+    of, said = subject(tmp_path, LR), list[str]()
+    storage = open_storage(None, tmp_path)
+    ledger = ledger_of(storage, of, "x")
+    ledger.set_attribute("closed", "3 trials are done")
+    monkeypatch.setattr(queue, "identity_of", lambda *_: IDENTITY)
+    monkeypatch.setattr(queue, "tags_here", lambda subject: {subject.machine()})
+    crew = QueueCrew(ledger, of, 60.0)
+
+    def take_up() -> None:
+        ledger.set_attribute("closed", None)
+        crew.submit(job(0))
+        crew.wait(20.0)
+        ledger.set_attribute("closed", "4 trials are done")
+
+    later = threading.Timer(0.5, take_up)
+    if again:
+        later.start()
+    fake: Any = Fake()
+    done = queue._serve(storage, "x", of, fake, said.append, Wish(storage="sqlite"))
+    assert done == int(again)
+    assert said[1].startswith("the search is over: 3 trials are done; waiting")
+    assert said[-1] == f"the search is over: {4 if again else 3} trials are done"

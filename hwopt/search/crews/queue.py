@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ _POLL_SECONDS: Final = 0.3
 _LONELY_SECONDS: Final = 30.0
 _ATTEMPTS: Final = 3  # workers that may be lost over a job
 _PATIENCE_SECONDS: Final = 600.0  # that a worker waits for a search to begin
+_ARRIVAL_SECONDS: Final = 60.0  # and for one that has ended, to be taken up again
 _SHARES: Final = 64  # stores of workers beside each other on one machine
 
 
@@ -104,7 +106,8 @@ class QueueCrew:
 
     def _put(self, job: Job, attempt: int) -> int:
         facts: dict[str, JSON] = {"job": job.key, "tag": self._tag, "attempt": attempt}
-        return self._storage.create_new_trial(self._study._study_id, template_trial=_waiting(facts))
+        study_id = self._study._study_id
+        return patient(lambda: self._storage.create_new_trial(study_id, template_trial=_waiting(facts)))
 
     def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
         """Outcomes, as workers bring them; none as soon as another worker has come, who wants a job."""
@@ -142,7 +145,7 @@ class QueueCrew:
         if trial.state is TrialState.RUNNING and time.monotonic() - out.seen < self._lease:
             return None
         with contextlib.suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_state_values(out.trial_id, state=TrialState.FAIL)
+            patient(lambda: self._storage.set_trial_state_values(out.trial_id, state=TrialState.FAIL))
         if out.attempt >= _ATTEMPTS:
             return Outcome(status="failed", reason=f"{_ATTEMPTS} workers were lost over it")
         out.attempt, out.beat, out.seen = out.attempt + 1, None, time.monotonic()
@@ -155,11 +158,16 @@ class QueueCrew:
         for key, out in list(self._out.items()):
             # Claimed first, as a worker would: then nobody else can begin it.
             with contextlib.suppress(UpdateFinishedTrialError):
-                if self._storage.set_trial_state_values(out.trial_id, state=TrialState.RUNNING):
-                    self._storage.set_trial_state_values(out.trial_id, state=TrialState.FAIL)
+                if patient(partial(self._put_back, out.trial_id)):
                     found.append(out.job)
                     del self._out[key]
         return found
+
+    def _put_back(self, trial_id: int) -> bool:
+        claimed = self._storage.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+        if claimed:
+            self._storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
+        return bool(claimed)
 
     def close(self) -> None:
         """What workers still do is for the next lead."""
@@ -198,10 +206,13 @@ def _serve(
     progress(f"worker {here.name} for the search {name}, with the tags {', '.join(sorted(tags))}")
     study: optuna.Study | None = None
     silence = _Silence(progress)
+    # Workers and lead of a search that is taken up again may be started together: the first look may be too early.
+    leaves: float | None = time.monotonic() + _ARRIVAL_SECONDS
+    waits = False
     while True:
         if ledger_id is None:
-            found = _found(storage, name)
-            kept = None if found is None else storage.get_study_user_attrs(found).get("hwopt")
+            found = patient(lambda: _found(storage, name))
+            kept = None if found is None else _facts(storage, found).get("hwopt")
             if found is None or kept is None:
                 if time.monotonic() > deadline:
                     raise ConfigError(
@@ -211,7 +222,8 @@ def _serve(
                 continue
             agree(json.loads(kept), mine, f"the search {name!r}")
             ledger_id = found
-            study = _study(storage, jobs_of(name, json.loads(kept)))
+            jobs = jobs_of(name, json.loads(kept))
+            study = patient(partial(_study, storage, jobs))
         if study is None:
             raise StageFailedError("no jobs are kept")
         claimed = _claimed(storage, study, tags)
@@ -219,17 +231,27 @@ def _serve(
             _do(storage, claimed, here, progress)
             done += 1
             continue
-        if (why := _is_over(storage, ledger_id)) is not None:
+        why = _is_over(storage, ledger_id)
+        if why is None:
+            leaves = None  # a lead is there, or was
+            silence.look(storage, ledger_id)
+        elif leaves is None or time.monotonic() > leaves:
             progress(f"the search is over: {why}")
             return done
-        silence.look(storage, ledger_id)
+        elif not waits:
+            waits = True
+            progress(f"the search is over: {why}; waiting a moment for a lead that takes it up again")
         time.sleep(_POLL_SECONDS)
 
 
 def _is_over(storage: BaseStorage, study_id: int) -> str | None:
     """Why the search ended; None while it goes on, or after a lead has taken it up again."""
-    closed = patient(lambda: storage.get_study_user_attrs(study_id)).get("closed")
+    closed = _facts(storage, study_id).get("closed")
     return None if closed is None else json.loads(closed)
+
+
+def _facts(storage: BaseStorage, study_id: int) -> Mapping[str, Any]:
+    return patient(lambda: storage.get_study_user_attrs(study_id))
 
 
 @dataclass(slots=True)
@@ -242,7 +264,7 @@ class _Silence:
     said: bool = False
 
     def look(self, storage: BaseStorage, study_id: int) -> None:
-        beat, now = patient(lambda: storage.get_study_user_attrs(study_id)).get("lead"), time.monotonic()
+        beat, now = _facts(storage, study_id).get("lead"), time.monotonic()
         if beat != self.beat:
             self.beat, self.since, self.said = beat, now, False
         elif not self.said and now - self.since > _LONELY_SECONDS:

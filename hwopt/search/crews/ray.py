@@ -135,7 +135,9 @@ class RayCrew:
                 if out.attempt < _ATTEMPTS:
                     self._put(out.job, out.attempt + 1)
                 else:
-                    reason = f"{_ATTEMPTS} workers were lost over it: {type(error).__name__}"
+                    # What a task raised stands in its cause; a worker that died has none.
+                    said = str(getattr(error, "cause", None) or type(error).__name__).splitlines()[0]
+                    reason = f"{_ATTEMPTS} workers were lost over it: {said}"
                     found.append((out.job, Outcome(status="failed", reason=reason)))
                 continue
             if "refused" in answer:
