@@ -113,6 +113,8 @@ class StageSpec:
     untrained: Callable[[Any], Settings | None] = unchanged
     # Metrics of a network's structure that do not depend on what it has learnt; None: all of them.
     known: Callable[[Any], frozenset[str] | None] = all_known
+    # Whether a share of its training shows how good the whole will be.
+    shortens: bool = True
 
     @property
     def is_chain_link(self) -> bool:

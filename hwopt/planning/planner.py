@@ -142,12 +142,12 @@ class _Builder:
             return [
                 (f"{link.stage} trains several times, and the model is an ONNX file", "name a torch model")
             ]
-        share = getattr(link.config, "validation_share", source.validation_share)
-        if share != source.validation_share:
+        held = getattr(source, "validation_share", None)  # None: nothing is trained
+        share = getattr(link.config, "validation_share", held)
+        if held is not None and share != held:
             return [
                 (
-                    f"{link.stage} compares on {share:g} of the training split, and train holds back "
-                    f"{source.validation_share:g}",
+                    f"{link.stage} compares on {share:g} of the training split, and train holds back {held:g}",
                     "give both the same validation_share",
                 )
             ]

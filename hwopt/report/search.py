@@ -102,7 +102,8 @@ def _history(found: Found) -> Markup:
     sign = 1 if first["goal"] == "max" else -1
     every: list[tuple[float, float]] = []
     best: list[tuple[float, float]] = []
-    for place, trial in enumerate(_trained(found, first["metric"]), 1):
+    kept = [t for t in _trained(found, first["metric"]) if t["keeps_limits"]]
+    for place, trial in enumerate(kept, 1):
         value = float(trial["values"][first["metric"]]["estimate"])
         every.append((float(place), value))
         best.append((float(place), value if not best else sign * max(sign * value, sign * best[-1][1])))

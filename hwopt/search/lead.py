@@ -16,7 +16,7 @@ from hwopt.errors import ConfigError
 from hwopt.search.crews import Crew
 from hwopt.search.job import Job, Outcome, Sample
 from hwopt.search.ledger import Ledger, Trial
-from hwopt.search.samplers import Past, Proposer, is_of_training
+from hwopt.search.samplers import COUNTABLE, Past, Proposer, is_of_training
 from hwopt.search.subject import Subject
 from hwopt.search.values import Value, best, dominates, front, is_ahead, merged, surely_beyond, surely_within
 
@@ -73,12 +73,7 @@ class Lead:
             while why is None and self.crew.room() > 0:
                 sample = self._next()
                 if sample is None:
-                    refused = any(t.status == "infeasible" for t in self.trials)
-                    why = exhausted = (
-                        "every version that may keep the limits was tried"
-                        if refused
-                        else "every version of the space was tried"
-                    )
+                    why = exhausted = self._exhausted()
                     break
                 crossing("search.proposed")
                 trial = self.ledger.begin(sample)
@@ -95,7 +90,8 @@ class Lead:
                 continue
             for job, outcome in self.crew.wait(_POLL_SECONDS):
                 self._receive(job, outcome)
-        self._nothing_fits(why)
+        if final is None:  # who was stopped early has not looked everywhere
+            self._nothing_fits()
         return why
 
     # --- what next --------------------------------------------------------------------------------------
@@ -108,13 +104,20 @@ class Lead:
                 return defaults
         return self.proposer.propose([self._past(trial) for trial in self.trials], self._structure)
 
+    def _exhausted(self) -> str:
+        """Why there is nothing to propose."""
+        refused = any(t.status == "infeasible" for t in self.trials)
+        if self.subject.settings.cells > COUNTABLE:
+            return "hardly anything new is proposed" + (" that may keep the limits" if refused else "")
+        return f"every version {'that may keep the limits' if refused else 'of the space'} was tried"
+
     def _structure(self, sample: Sample) -> str | None:
         key = canonical_json({n: v for n, v in sample.items() if not is_of_training(n)})
         if key not in self._structures:
             try:
                 self._structures[key] = self.subject.structure(sample)
-            except ConfigError:  # no profile can be so; the trial will say it
-                self._structures[key] = None
+            except ConfigError:  # no profile can be so, by what it says of training; the trial will say it
+                return None
         return self._structures[key]
 
     def _past(self, trial: Trial) -> Past:
@@ -159,7 +162,7 @@ class Lead:
             if trial.status != "ok" or not self.keeps(trial, surely=False):
                 continue
             if len(objectives) > 1:
-                if not any(dominates(o.all_values, trial.all_values, objectives) for o in kept):
+                if all(self._gains(trial, other, gain) for other in kept):
                     last = place
                 kept.append(trial)
                 continue
@@ -168,7 +171,15 @@ class Lead:
                 top, last = value, place
         return last
 
-    def _nothing_fits(self, why: str) -> None:
+    def _gains(self, trial: Trial, other: Trial, gain: float) -> bool:
+        """Whether a trial's estimate is better than another's in some objective, by more than a share of it."""
+        pairs = [
+            (1 if o.rises else -1, trial.all_values[o.metric].estimate, other.all_values[o.metric].estimate)
+            for o in self.subject.objectives
+        ]
+        return any(sign * (mine - theirs) > gain * abs(theirs) for sign, mine, theirs in pairs)
+
+    def _nothing_fits(self) -> None:
         refused = [t for t in self.trials if t.status == "infeasible"]
         if not refused or len(refused) < len(self.trials):
             return
@@ -243,7 +254,12 @@ class Lead:
 
     def _needed(self, share: float) -> list[str]:
         """Metrics without which nothing can be decided."""
-        return [self.subject.rung_metric] if share < 1 else [str(o.metric) for o in self.subject.objectives]
+        if share < 1:
+            return [self.subject.rung_metric]
+        asked = [str(o.metric) for o in self.subject.objectives] + [
+            str(r.metric) for r in self.subject.limits
+        ]
+        return list(dict.fromkeys(asked))
 
     def _failed(self, trial: Trial, outcome: Outcome) -> bool:
         trial.notes = list(dict.fromkeys([*trial.notes, *outcome.notes]))
@@ -332,6 +348,10 @@ class Lead:
             r.metric in values for r in self.subject.limits
         )
 
+    def _may_keep(self, trial: Trial) -> bool | None:
+        """By the estimates; None of what was not trained to its end."""
+        return self.keeps(trial, surely=False) if trial.status == "ok" else None
+
     def eligible(self) -> list[Trial]:
         """Trained trials that surely keep the limits; where there is none, those that keep them by estimate."""
         done = [t for t in self.trials if t.status == "ok" and self._complete(t)]
@@ -408,7 +428,7 @@ class Lead:
                 {"metric": o.metric, "goal": "max" if o.rises else "min"} for o in self.subject.objectives
             ],
             "limits": [str(r) for r in self.subject.limits],
-            "trials": [_public(t) for t in self.trials],
+            "trials": [{**_public(t), "keeps_limits": self._may_keep(t)} for t in self.trials],
             "counts": {s: sum(t.status == s for t in self.trials) for s in STATUSES},
             "cpu_seconds": sum(t.cpu_seconds for t in self.trials),
             "front": [t.number for t in self.front()],

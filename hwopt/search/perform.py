@@ -23,8 +23,9 @@ from hwopt.errors import ConfigError, EngineMissingError, HwoptError, LockHeldEr
 from hwopt.numerics.intervals import wilson_interval
 from hwopt.plugins import load_reference
 from hwopt.search.job import Job, Outcome
-from hwopt.search.subject import Subject, known_before
+from hwopt.search.subject import Subject
 from hwopt.search.values import Value
+from hwopt.search.versions import known_before
 from hwopt.store.store import Store
 
 _STAGES: Final = {
@@ -91,6 +92,26 @@ class Here:
             worker=self.name,
         )
 
+    def check(self) -> None:
+        """ConfigError where this machine is not the search's target, or has no number for what is asked."""
+        subject, where = self.subject, self.subject.profile.where("search")
+        plan = prepare(subject.profile).plan
+        rows = [r for r in plan.rows if r.target == subject.target and r.candidate in subject.candidates]
+        served = [r for r in rows if r.unavailable is None]
+        if not served:
+            first = rows[0]
+            fix = "search on such a machine, or have one work for it: --storage URL --crew queue"
+            raise ConfigError(str(first.unavailable), where=where, fix=first.fix or fix)
+        stages = {step.key: step.stage for step in plan.steps}
+        timed = {"benchmark", "estimate"} & {stages[key] for row in served for key in row.steps}
+        ratios = sorted(subject.metrics(trained=True) & {"relative_latency", "speedup"})
+        if ratios and not timed:
+            raise ConfigError(
+                f"{subject.target} is not this machine: milliseconds there are predicted, and no {ratios[0]}",
+                where=where,
+                fix="use latency_ms, or have such a machine work for it: --storage URL --crew queue",
+            )
+
     def close(self) -> None:
         """No more jobs."""
         if self._worker is not None:
@@ -153,6 +174,9 @@ class Here:
         ):
             path = model.artifacts["model"].path
             values["latency_ms"] = predicted(path, hardware, prepared)
+        if unknown := sorted(metrics - values.keys() - {"validation_accuracy"}):
+            text = f"{', '.join(unknown)} cannot be known for {self.subject.target} on this machine"
+            return Outcome(status="failed", reason=text, values=values, cpu_seconds=spent, notes=notes)
         return Outcome(status="ok", values=values, cpu_seconds=spent, notes=notes)
 
 

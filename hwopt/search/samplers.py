@@ -35,6 +35,8 @@ _CHOICES: Final = 4  # axes without order, from where on trees beat a Gaussian p
 _AGAIN: Final = 24  # proposals that may repeat a known one before a random one is taken
 _LOOKS: Final = 12  # of them, for one whose structure is new
 _MOST: Final = 2000  # random proposals before a space counts as exhausted
+COUNTABLE: Final = 100_000  # versions up to which all of a space are looked through
+_STEPS: Final = 3  # decimal digits of an axis's span that are told apart, at least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,7 @@ class Proposer:
             sample = self._random(history, _seed(self.settings.seed, number, _AGAIN + attempt))
             if is_new(sample):
                 return sample
-        if not math.isinf(self.settings.cells):
+        if self.settings.cells <= COUNTABLE:
             return next((s for s in self.cells() if is_new(s)), None)
         return None
 
@@ -266,8 +268,8 @@ def values_of(axis: Axis) -> list[JSON]:
 
 def distribution_of(axis: Axis) -> Distribution:
     """The axis as samplers see it: ordered choices by their place, others by their text."""
-    if axis.one_of is not None and is_ordered(axis):
-        return IntDistribution(0, len(axis.one_of) - 1)
+    if _by_place(axis):
+        return IntDistribution(0, int(axis.size) - 1)
     if axis.one_of is not None:
         return CategoricalDistribution([canonical_json(v) for v in axis.one_of])
     low, high = axis.ends
@@ -275,16 +277,21 @@ def distribution_of(axis: Axis) -> Distribution:
         step = int(axis.step or 1)
         top = int(low) + (int(high) - int(low)) // step * step
         return IntDistribution(int(low), top, log=axis.log_integers is not None, step=step)
-    if axis.step is not None:
-        steps = math.floor((high - low) / axis.step + 1e-9)
-        return FloatDistribution(low, low + steps * axis.step, step=axis.step)
     return FloatDistribution(low, high, log=axis.log is not None)
+
+
+def _by_place(axis: Axis) -> bool:
+    """Whether samplers see places: sums of steps are not exact, and an end may fall off."""
+    return is_ordered(axis) if axis.one_of is not None else axis.range is not None and axis.step is not None
 
 
 def encoded(axis: Axis, value: JSON) -> Any:
     """A value as its distribution holds it."""
     if axis.one_of is not None and is_ordered(axis):
         return axis.one_of.index(value)
+    if _by_place(axis):
+        number: Any = value
+        return round((number - axis.ends[0]) / (axis.step or 1))
     return canonical_json(value) if axis.one_of is not None else value
 
 
@@ -296,14 +303,18 @@ def _suggested(trial: optuna.Trial, name: str, axis: Axis) -> JSON:
         return next(v for v in choices if canonical_json(v) == chosen)
     if isinstance(shape, IntDistribution):
         place = trial.suggest_int(name, shape.low, shape.high, step=shape.step, log=shape.log)
-        return choices[place] if choices else place
-    return _rounded(axis, trial.suggest_float(name, shape.low, shape.high, step=shape.step, log=shape.log))
+        return values_of(axis)[place] if _by_place(axis) else place
+    return _rounded(axis, trial.suggest_float(name, shape.low, shape.high, log=shape.log))
 
 
 def _rounded(axis: Axis, value: float) -> float:
-    """Four digits say all that matters, and equal versions look equal."""
+    """Four digits say all that matters, and a thousandth of a narrow axis; equal versions look equal."""
     low, high = axis.ends
-    kept = float(f"{value:.4g}") if axis.step is None else float(f"{value:.12g}")
+    if axis.step is None and high > low:
+        digits = _STEPS - math.floor(math.log10(high - low))
+        kept = round(value, max(digits, 3 - math.floor(math.log10(abs(value)))) if value else digits)
+    else:
+        kept = float(f"{value:.12g}")
     return min(max(kept, low), high)
 
 

@@ -19,17 +19,19 @@ from optuna.storages import BaseStorage
 
 import hwopt
 from hwopt.core.canonical import JSON, pretty_json
-from hwopt.core.profile import Link, PipelineProfile
+from hwopt.core.profile import PipelineProfile
+from hwopt.core.search import CANDIDATE
 from hwopt.core.stage import Progress
 from hwopt.engine import pipeline as engine
 from hwopt.engine.prepare import code_digest
 from hwopt.errors import ConfigError, LockHeldError
-from hwopt.plugins import load_reference, resolve
+from hwopt.plugins import load_reference
 from hwopt.report.search import search_page
 from hwopt.search.lead import Lead
 from hwopt.search.ledger import Ledger, Trial, close_storage, importances, open_storage
 from hwopt.search.perform import Here
 from hwopt.search.subject import Subject, written
+from hwopt.search.versions import restarted
 from hwopt.store.atomic import write_text
 from hwopt.store.store import Store
 
@@ -75,6 +77,8 @@ def search(
         )
     folder = store.root / "search" / name
     here = Here(subject=subject, store=store, progress=lambda text: progress("    " + text))
+    if wish.crew == "here":
+        here.check()
     identity = identity_of(subject, here)
     with _led(folder, name), _opened(wish.storage, store.root / "search") as storage:
         ledger = Ledger(storage, name, subject, identity=identity)
@@ -104,6 +108,7 @@ def search(
             try:
                 why = lead.run()
             except ConfigError as error:
+                _keep(folder, lead, error.problems[0].problem)
                 ledger.set_attribute("closed", error.problems[0].problem)
                 raise
             finally:
@@ -128,12 +133,9 @@ def refit(
     """Train the winner on the whole training split, and look at the test split: once, and after the search."""
     progress(f"the winner is trial {winner.number}; it is trained on all data and judged on the test split")
     best = subject.changed(winner.sample)
-    restarts = subject.settings.restarts
-    if restarts > 1:
-        where = subject.profile.where("search")
-        config = resolve("stage", "ensemble").config(members=restarts)
-        link = Link(stage="ensemble", config=config, where=where)
-        best = replace(best, candidates=tuple(replace(c, chain=(link, *c.chain)) for c in best.candidates))
+    if subject.settings.restarts > 1:
+        name = str(winner.sample.get(CANDIDATE, subject.candidate))
+        best = restarted(best, name, subject.settings.restarts)
     profile = replace(best, name=f"{subject.profile.name}-winner"[:64])
     return engine.run(profile, store, progress, reference=subject.profile, on_record=on_record)
 
@@ -229,10 +231,10 @@ def leading(ledger: Ledger, progress: Progress, *, shared: bool) -> Iterator[Cal
             with contextlib.suppress(
                 Exception
             ):  # the storage is away for a moment; the lead's own calls say so
-                if (ledger.attribute("lead") or {}).get("id") != mine:
+                if (ledger.attribute("lead", patiently=False) or {}).get("id") != mine:
                     lost.append("another process has taken the lead")
                     return
-                ledger.set_attribute("lead", {"id": mine, "beat": count})
+                ledger.set_attribute("lead", {"id": mine, "beat": count}, patiently=False)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -247,4 +249,5 @@ def leading(ledger: Ledger, progress: Progress, *, shared: bool) -> Iterator[Cal
         end.set()
         thread.join()
         if not lost:
-            ledger.set_attribute("lead", {"id": mine, "over": True})
+            with contextlib.suppress(Exception):  # else the next lead looks for a sign of life first
+                ledger.set_attribute("lead", {"id": mine, "over": True}, patiently=False)

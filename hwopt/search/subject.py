@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,16 +12,16 @@ from typing import Any, Final
 from hwopt.config import profile as profiles
 from hwopt.config.yaml_text import Document, parse
 from hwopt.core.canonical import JSON, canonical_json, digest_of
-from hwopt.core.choices import NoOptions
-from hwopt.core.profile import HOST_CPU, Candidate, Link, PipelineProfile, Requirement
+from hwopt.core.profile import HOST_CPU, PipelineProfile, Requirement
 from hwopt.core.search import CANDIDATE, STRUCTURAL, Holdout, Objective, SearchSettings
-from hwopt.core.stage import StageSpec
 from hwopt.engine import host as this_host
 from hwopt.engine.prepare import host_profile
 from hwopt.errors import ConfigError, Problem
 from hwopt.plugins import did_you_mean, resolve
 from hwopt.search.job import Job, Sample
+from hwopt.search.limits import contradictions, default_objectives, not_given
 from hwopt.search.values import Value, excess
+from hwopt.search.versions import best_of, restarted, shortened, untrained
 
 _BY: Final = "search.space"
 
@@ -77,17 +76,15 @@ class Subject:
                     problem=text, where=profile.where("requirements"), fix="move it to a policy: hwopt gate"
                 )
             )
-        begins = [
-            c
-            for c in profile.candidates
-            if c.chain and resolve("stage", c.chain[0].stage).members(c.chain[0].config) > 1
-        ]
-        if begins and settings.restarts > 1:
-            text = f"search.restarts and {begins[0].name}'s own ensemble both train several times"
-            problems.append(Problem(problem=text, where=at, fix="remove one of the two"))
+        hardware = next((t.hardware for t in profile.targets if t.name == target), None)
+        objectives = settings.objectives or default_objectives(limits, hardware)
+        asked = dict.fromkeys([str(o.metric) for o in objectives] + [str(r.metric) for r in limits])
+        wrong = not_given(list(asked), target, hardware) + _restarts(profile, settings)
+        if not problems:
+            wrong += _trained(profile, settings, candidate, list(asked))
+        problems += [Problem(problem=text, where=at, fix=fix) for text, fix in wrong]
         if problems:
             raise ConfigError.of(problems)
-        objectives = settings.objectives or _default_objectives(limits)
         if settings.sampler == "nsga" and len(objectives) < 2:
             raise ConfigError("nsga serves several objectives", where=at, fix="name two in search.objectives")
         made = cls(
@@ -188,6 +185,9 @@ class Subject:
         value: Any = document.value
         tried = self.changed(sample)
         value["candidates"] = {c.name: value["candidates"][c.name] for c in tried.candidates}
+        value["requirements"] = [
+            one for one in value.get("requirements") or [] if one.get("target") in {None, self.target}
+        ]
         value["targets"] = [
             str(self.profile.path.resolve().parent / t) if str(t).endswith((".yaml", ".yml")) else t
             for t in value["targets"]
@@ -200,9 +200,15 @@ class Subject:
                     value[section][key] = given
         if self.settings.restarts > 1:
             name = str(sample.get(CANDIDATE, self.candidate))
-            value["candidates"][name] = [
-                {"ensemble": {"members": self.settings.restarts}},
-                *value["candidates"][name],
+            again = restarted(tried, name, self.settings.restarts)
+            first = next(c for c in again.candidates if c.chain and c.chain[0].stage == "ensemble").chain[0]
+            chain = value["candidates"].pop(name)
+            if isinstance(chain, dict):  # {recipe: auto, …}
+                chain = [{chain["recipe"]: {k: v for k, v in chain.items() if k != "recipe"}}]
+            called = best_of(name, chain, self.settings.restarts)
+            value["candidates"][called] = [
+                {first.stage: first.config.model_dump(mode="json", exclude_unset=True)},
+                *chain,
             ]
         return {k: v for k, v in value.items() if k != "search"}
 
@@ -220,6 +226,12 @@ class Subject:
                 # The axis's own of equal values: 0 and 0.0 are one version.
                 found[name] = next((v for v in axis.one_of or () if v == value), value)
         return found
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of the candidates that are searched."""
+        axis = self.settings.space.get(CANDIDATE)
+        return (self.candidate,) if axis is None else tuple(str(v) for v in axis.one_of or ())
 
     def check_axes(self) -> None:
         """ConfigError where an axis names a key that no profile has, or a value that it cannot take.
@@ -317,7 +329,12 @@ class Subject:
         document = self.document()
         value: Any = document.value
         rest = {k: v for k, v in value.items() if k not in {"search", "release", "track", "compare"}}
-        return digest_of({"search": settings, "profile": rest})
+        device = next(t.hardware for t in self.profile.targets if t.name == self.target)
+        files = {  # what stands in other files: the device, and a model that is read
+            "device": None if device is None else device.to_json(),
+            "source": self.profile.source.config.to_json(),
+        }
+        return digest_of({"search": settings, "profile": rest, **files})
 
 
 def host_tag() -> str:
@@ -326,60 +343,60 @@ def host_tag() -> str:
     return f"{HOST_CPU}: {device.name if device else platform.machine()}, {this_host.detect().cpu}"
 
 
-def contradictions(limits: tuple[Requirement, ...], where: str) -> list[Problem]:
-    """Limits that no version can keep, whatever it is."""
-    found: list[Problem] = []
-    for metric in dict.fromkeys(r.metric for r in limits):
-        mine = [r for r in limits if r.metric == metric]
-        lowest = max((r.min for r in mine if r.min is not None), default=-math.inf)
-        highest = min((r.max for r in mine if r.max is not None), default=math.inf)
-        if lowest > highest:
-            text = f"{metric} is to be at least {lowest:g} and at most {highest:g}: no version can be both"
-            found.append(Problem(problem=text, where=where, fix="remove one of the two"))
-        least, most = _RANGES.get(metric, (-math.inf, math.inf))
-        if lowest > most or highest < least:
-            bound = lowest if lowest > most else highest
-            text = f"{metric} is never {'above' if lowest > most else 'below'} {most if lowest > most else least:g}"
-            found.append(
-                Problem(problem=f"{text}, and the limit is {bound:g}", where=where, fix="mend the limit")
-            )
-    speed = [r for r in limits if r.metric in {"speedup", "relative_latency"}]
-    slow = max((1 / r.min if r.metric == "relative_latency" and r.min else 0.0 for r in speed), default=0.0)
-    fast = max((r.min for r in speed if r.metric == "speedup" and r.min), default=0.0)
-    if slow and fast > slow:
-        text = f"a speed-up of {fast:g} is a relative latency of {1 / fast:.3g}, and {1 / slow:g} is the least allowed"
-        found.append(Problem(problem=text, where=where, fix="remove one of the two"))
+def _restarts(profile: PipelineProfile, settings: SearchSettings) -> list[tuple[str, str]]:
+    """Why a winner cannot be trained several times."""
+    if settings.restarts == 1:
+        return []
+    chained = [c for c in profile.candidates if c.chain]
+    for one in chained:
+        if resolve("stage", one.chain[0].stage).members(one.chain[0].config) > 1:
+            text = f"search.restarts and {one.name}'s own ensemble both train several times"
+            return [(text, "remove one of the two")]
+    share = getattr(profile.source.config, "validation_share", None)
+    if share is None:
+        return [
+            ("search.restarts trains the model several times, and it is an ONNX file", "name a torch model")
+        ]
+    searched = settings.space.get("train.validation_share")
+    least = min([share, *((searched.one_of or searched.ends) if searched is not None else ())])
+    if least <= 0:
+        text = "search.restarts compares on validation samples, and train may hold back none"
+        return [(text, "set train.validation_share above 0")]
+    return []
+
+
+def _trained(
+    profile: PipelineProfile, settings: SearchSettings, candidate: str, metrics: list[str]
+) -> list[tuple[str, str]]:
+    """What the chains that are searched cannot be judged by."""
+    axis = settings.space.get(CANDIDATE)
+    names = {candidate} if axis is None else set(axis.one_of or ())
+    chains = {c.name: c.chain for c in profile.candidates if c.name in names}
+    found = []
+    for name, chain in chains.items():
+        stage = next((k.stage for k in chain if not resolve("stage", k.stage).shortens), None)
+        if settings.halving is not None and stage is not None:
+            text = f"halving trains a share, and {name}'s {stage} refuses a network that has not converged"
+            found.append((text, "leave out halving, or search width_depth"))
+    if "validation_accuracy" in {*metrics, settings.halving.on if settings.halving is not None else None}:
+        for name, chain in chains.items():
+            if chain and chain[-1].stage != "finetune":
+                text = (
+                    f"validation_accuracy is of a training's own end, and {name} ends with {chain[-1].stage}"
+                )
+                found.append((text, "use accuracy: of the fold that is held out"))
+        if not getattr(profile.source.config, "validation_share", 0):
+            text = "validation_accuracy is of validation samples, and train holds back none"
+            found.append((text, "use accuracy: of the fold that is held out"))
     return found
-
-
-_RANGES: Final = {
-    "accuracy": (0.0, 1.0),
-    "accuracy_drop": (-1.0, 1.0),
-    "f1": (0.0, 1.0),
-    "agreement": (0.0, 1.0),
-    "latency_ms": (0.0, math.inf),
-    "relative_latency": (0.0, math.inf),
-    "speedup": (0.0, math.inf),
-    "file_bytes": (1.0, math.inf),
-    "activation_bytes": (1.0, math.inf),
-    "parameters": (1.0, math.inf),
-    "macs": (1.0, math.inf),
-}
-
-
-def _default_objectives(limits: tuple[Requirement, ...]) -> tuple[Objective, ...]:
-    """The fastest where accuracy is bounded, else the most accurate."""
-    if any(r.metric in {"accuracy", "accuracy_drop", "f1"} for r in limits):
-        bounded = [r.metric for r in limits if r.metric in {"latency_ms", "relative_latency", "speedup"}]
-        chosen: Any = bounded[0] if bounded else "relative_latency"
-        return (Objective(metric=chosen),)
-    return (Objective(metric="accuracy"),)
 
 
 def default_of(profile: PipelineProfile, name: str) -> tuple[bool, JSON]:
     """The value of a key that the profile does not write out, from the settings it was checked into."""
     head, *rest = profiles.parts_of(name)
     sections: dict[str, Any] = {
+        "seed": profile.seed,
+        "threads": profile.threads,
         "train": profile.source.config,
         "benchmark": profile.benchmark,
         "estimate": profile.estimate,
@@ -387,6 +404,11 @@ def default_of(profile: PipelineProfile, name: str) -> tuple[bool, JSON]:
     value: Any = sections.get(head)
     if head == "model":
         value = dict(profile.model.options)
+    if head == "candidates" and len(rest) >= 3:
+        name, place, stage, *rest = rest
+        chain = next((c.chain for c in profile.candidates if c.name == name), ())
+        there = str(place).isdigit() and int(place) < len(chain) and chain[int(place)].stage == stage
+        value = chain[int(place)].config if there else None
     for part in rest:
         if value is None:
             return False, None
@@ -395,59 +417,6 @@ def default_of(profile: PipelineProfile, name: str) -> tuple[bool, JSON]:
         value = default_of(profile, ".".join([head, *rest[:-1], "rate"]))[1]
     plain = isinstance(value, bool | int | float | str | list)
     return plain, value if plain else None
-
-
-def untrained(profile: PipelineProfile) -> PipelineProfile:
-    """The profile whose networks keep their fresh weights; chains keep what changes their structure."""
-    source = profile.source
-    if source.stage == "train":
-        source = Link(stage="untrained", config=NoOptions(), where=source.where)
-    candidates = []
-    for candidate in profile.candidates:
-        chain = []
-        for link in candidate.chain:
-            spec: StageSpec = resolve("stage", link.stage)
-            config = spec.untrained(link.config)
-            if config is not None:
-                chain.append(replace(link, config=config))
-        candidates.append(Candidate(name=candidate.name, chain=tuple(chain), where=candidate.where))
-    return replace(profile, source=source, candidates=tuple(candidates))
-
-
-def known_before(profile: PipelineProfile, candidate: str) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Metrics that a chain's structure tells before training, and the stages that only training decides."""
-    chain = next(c.chain for c in profile.candidates if c.name == candidate)
-    found, deciding = STRUCTURAL, list[str]()
-    for link in chain:
-        spec: StageSpec = resolve("stage", link.stage)
-        known = spec.known(link.config)
-        if known is not None:
-            found &= known
-            deciding.append(link.stage)
-    return found, tuple(deciding)
-
-
-def shortened(profile: PipelineProfile, share: float, samples: int) -> PipelineProfile:
-    """The profile with a share of every training's steps; of the epochs where steps cannot be bounded."""
-
-    def less(config: Any) -> Any:
-        fields = type(config).model_fields
-        update: dict[str, int] = {}
-        if "max_steps" in fields:
-            kept = samples - round(samples * config.validation_share)
-            size = kept if config.batch_size == "full" else config.batch_size
-            whole = math.ceil(kept / size) * config.epochs
-            update["max_steps"] = max(1, round(min(whole, config.max_steps or whole) * share))
-        elif "epochs" in fields and getattr(config, "method", "qat") == "qat":
-            update["epochs"] = max(1, round(config.epochs * share))
-        return config.model_copy(update=update) if update else config
-
-    source = replace(profile.source, config=less(profile.source.config))
-    candidates = tuple(
-        replace(c, chain=tuple(replace(link, config=less(link.config)) for link in c.chain))
-        for c in profile.candidates
-    )
-    return replace(profile, source=source, candidates=candidates)
 
 
 def written(subject: Subject, sample: Sample, path: Path) -> str:

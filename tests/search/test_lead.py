@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from hwopt.errors import ConfigError
-from hwopt.report.search import summary
+from hwopt.report.search import search_page, summary
 from hwopt.search.job import Job, Outcome
 from hwopt.search.lead import Lead, described
 from hwopt.search.ledger import open_storage
@@ -331,3 +332,43 @@ def test_of_equal_structures_the_better_trained_one_wins(tmp_path: Path) -> None
         accuracies = [t.all_values["accuracy_drop"].estimate for t in one.eligible()]
         assert len(set(accuracies)) > 1
         assert winner.all_values["accuracy_drop"].estimate == min(accuracies)
+
+
+def test_patience_with_several_objectives(tmp_path: Path) -> None:
+    both = [{"metric": "accuracy"}, {"metric": "f1"}]
+    stop = {"patience": 4, "gain": 0.01}
+    level = MadeUp(lambda job: {"accuracy": 0.9 + job.trial * 1e-4, "f1": 0.9})
+    one = lead(subject(tmp_path, LR, trials=60, stop=stop, objectives=both), level)
+    assert one.run() == "the last 4 trials brought nothing better"
+    assert len(one.trials) == 5
+    along = MadeUp(lambda job: {"accuracy": 0.5 + job.trial / 30, "f1": 0.9 - job.trial / 30})
+    front = lead(subject(tmp_path, LR, trials=12, stop=stop, objectives=both), along)
+    assert front.run() == "12 trials are done"
+
+
+def test_a_limit_without_a_number_is_a_failure_with_a_reason(tmp_path: Path) -> None:
+    limit = {"metric": "agreement", "min": 0.9}
+    one = lead(subject(tmp_path, LR, [limit], trials=2), MadeUp(lambda job: {"accuracy": 0.9}))
+    one.run()
+    assert {t.reason for t in one.trials} == {"the training gave no agreement"}
+
+
+def test_who_had_no_time_does_not_say_that_nothing_fits(tmp_path: Path) -> None:
+    of = subject(tmp_path, WIDTH, [{"metric": "macs", "max": 100}], trials=50)
+    one = lead(of, MadeUp(landscape))
+    one.stopping = lambda: "the time is over" if len(one.trials) >= 2 else None
+    assert one.run() == "the time is over"
+    assert {t.status for t in one.trials} == {"infeasible"}
+
+
+def test_the_best_so_far_keeps_the_limits(tmp_path: Path) -> None:
+    def measure(job: Job) -> dict[str, float]:
+        return {"accuracy": 0.9 - job.trial / 100, "accuracy_drop": 0.5 if job.trial == 0 else 0.0}
+
+    one = lead(subject(tmp_path, LR, [{"metric": "accuracy_drop", "max": 0.02}], trials=3), MadeUp(measure))
+    one.run()
+    found = one.summary("over")
+    assert [t["keeps_limits"] for t in found["trials"]] == [False, True, True]
+    (svg,) = re.findall(r"<figure>(.*?)</figure>", search_page(found), re.DOTALL)
+    assert "0.89" in svg
+    assert "0.9<" not in svg

@@ -180,3 +180,47 @@ def test_nothing_is_left_where_every_structure_was_refused() -> None:
     one = proposer("tpe", {"lr": {"log": [1e-4, 1e-1]}}, limits=("width",))
     past = Past(sample={"lr": 0.01}, structure="the only one", refused=True)
     assert one.propose([past], lambda sample: "the only one") is None
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp"])
+@pytest.mark.parametrize("ends", [(0.0, 0.9, 0.3), (0.0, 0.45, 0.15), (0.1, 2.1, 0.35), (0.0, 1.0, 0.6)])
+def test_steps_reach_the_last_value(ends: tuple[float, float, float], sampler: str) -> None:
+    low, high, step = ends
+    one = proposer(sampler, {"a": {"range": [low, high], "step": step}, "lr": {"log": [1e-4, 1e-1]}})
+    axis = one.settings.space["a"]
+    top = values_of(axis)[-1]
+    assert top == pytest.approx(low + step * (axis.size - 1))
+    history = [Past(sample={"a": top, "lr": 0.01}, values=(0.5,))]
+    history = run(one, 24, history)
+    assert {past.sample["a"] for past in history} <= set(values_of(axis))
+    assert top in [past.sample["a"] for past in history[1:]]
+
+
+def test_narrow_axes_have_more_than_ten_values() -> None:
+    for kind in ("range", "log"):
+        one = proposer("random", {"decay": {kind: [0.9990, 0.9999]}}, trials=100)
+        values = {past.sample["decay"] for past in run(one, 60)}
+        assert len(values) == 60
+        assert all(one.settings.space["decay"].holds(v) for v in values)
+    wide = proposer("random", {"lr": {"log": [1e-6, 1.0]}})
+    assert all(p.sample["lr"] == float(f"{p.sample['lr']:.4g}") for p in run(wide, 20))
+
+
+def test_a_space_too_large_to_count_is_given_up_at_once() -> None:
+    space = {f"train.{name}": {"integers": [1, 2000]} for name in ("a", "b", "c")}
+    space |= {"width": {"one_of": [8, 16]}}
+    one = proposer("tpe", space)
+    past = [Past(sample={"width": w}, structure=str(w), refused=True) for w in (8, 16)]
+    asked: list[Any] = []
+
+    def structure(sample: Any) -> str:
+        asked.append(sample)
+        return str(sample["width"])
+
+    assert one.propose(past[:0], structure) is not None
+    history = [
+        Past(sample={**dict.fromkeys(space, 1), **p.sample}, structure=p.structure, refused=True)
+        for p in past
+    ]
+    assert one.propose(history, structure) is None
+    assert len(asked) < 5000

@@ -13,10 +13,12 @@ from hwopt.core.canonical import canonical_json
 from hwopt.core.search import Holdout, SearchSettings
 from hwopt.data.digits import SOURCE
 from hwopt.data.holdout import fold_of, held_out
+from hwopt.engine.prepare import prepare
 from hwopt.errors import ConfigError
 from hwopt.plugins import load_reference
 from hwopt.search.job import Job
-from hwopt.search.subject import Subject, shortened, untrained
+from hwopt.search.subject import Subject, written
+from hwopt.search.versions import restarted, shortened, untrained
 from tests.search.subjects import HEAD, LR, subject
 
 LIMIT = {"metric": "accuracy_drop", "max": 0.01}
@@ -221,11 +223,11 @@ def test_what_is_known_before_training_needs_none(tmp_path: Path) -> None:
     assert (chain[0].config.method, chain[0].config.weights) == ("ptq", "int8")  # type: ignore[attr-defined]
 
 
-def _with_chain(one: Subject, config: Any) -> Any:
+def _with_chain(one: Subject, config: Any, stage: str = "quantize") -> Any:
     from dataclasses import replace
 
     candidate = one.profile.candidates[1]
-    link = replace(candidate.chain[1], config=config)
+    link = replace(candidate.chain[1], stage=stage, config=config)
     return replace(one.profile, candidates=(replace(candidate, chain=(link,)),))
 
 
@@ -296,7 +298,7 @@ def test_the_winners_profile_is_the_winner(tmp_path: Path) -> None:
     one = subject(tmp_path, {"candidate": {"one_of": ["float", "small"]}, **LR}, restarts=3)
     found = one.written({"candidate": "small", "train.optimizer.lr": 0.02})
     assert list(found["candidates"]) == ["small"]
-    assert found["candidates"]["small"][0] == {"ensemble": {"members": 3}}
+    assert found["candidates"]["small"][0] == {"ensemble": {"members": 3, "validation_share": 0.1}}
     assert found["train"]["optimizer"]["lr"] == 0.02
     assert "search" not in found
 
@@ -310,3 +312,146 @@ def test_sizes() -> None:
     assert size(range=[0.0, 1.0], step=0.25) == 5
     assert size(log=[0.1, 1.0]) == float("inf")
     assert size(one_of=["a", "b"]) == 2
+
+
+def _of(folder: Path, head: str, search: dict[str, Any], requirements: list[dict[str, Any]]) -> Subject:
+    path = folder / "p.yaml"
+    search = {"space": LR, **search}
+    path.write_text(f"{head}requirements: {canonical_json(requirements)}\nsearch: {canonical_json(search)}\n")
+    return Subject.of(load(path))
+
+
+@pytest.mark.parametrize(
+    ("swap", "search", "requirements", "says"),
+    [
+        (("", ""), {"objectives": [{"metric": "validation_accuracy"}]}, [], "small ends with quantize"),
+        (
+            ("", ""),
+            {"halving": {"on": "validation_accuracy"}, "objectives": [{"metric": "accuracy"}]},
+            [],
+            "small ends with quantize",
+        ),
+        (
+            ("epochs: 2", "epochs: 2, validation_share: 0.0"),
+            {"objectives": [{"metric": "validation_accuracy"}], "candidate": "float"},
+            [],
+            "train holds back none",
+        ),
+        (("host-cpu", "pynq-z2"), {}, [LIMIT, {"metric": "speedup", "min": 2}], "has no design on pynq-z2"),
+        (
+            ("host-cpu", "pynq-z2"),
+            {"objectives": [{"metric": "relative_latency"}]},
+            [],
+            "has no design on pynq-z2",
+        ),
+        (("", ""), {}, [{"metric": "fits"}], "fits is of FPGA designs"),
+        (
+            ("epochs: 2", "epochs: 2, validation_share: 0.0"),
+            {"restarts": 2},
+            [],
+            "train may hold back none",
+        ),
+        (
+            ("", ""),
+            {"restarts": 2, "space": {"train.validation_share": {"range": [0.0, 0.3]}}},
+            [],
+            "train may hold back none",
+        ),
+        (
+            ("{prune: {ratio: 0.5}}, {quantize: {method: ptq}}", "{elastic: {macs: 0.5}}"),
+            {"halving": {}, "objectives": [{"metric": "accuracy"}]},
+            [],
+            "small's elastic refuses a network that has not converged",
+        ),
+    ],
+)
+def test_what_a_device_or_a_chain_cannot_tell_is_said_before_anything_runs(
+    swap: tuple[str, str],
+    search: dict[str, Any],
+    requirements: list[dict[str, Any]],
+    says: str,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        _of(tmp_path, HEAD.replace(*swap), search, requirements)
+
+
+def test_an_fpga_is_searched_for_its_latency(tmp_path: Path) -> None:
+    one = _of(tmp_path, HEAD.replace("host-cpu", "pynq-z2"), {}, [LIMIT, {"metric": "fits"}])
+    assert [o.metric for o in one.objectives] == ["latency_ms"]
+    assert [o.metric for o in _of(tmp_path, HEAD, {}, [LIMIT]).objectives] == ["relative_latency"]
+
+
+def test_the_profile_itself_is_tried_where_its_defaults_are_not_written_out(tmp_path: Path) -> None:
+    space = {"candidates.small.0.prune.importance": {"one_of": ["l1", "l2"]}, "seed": {"one_of": [0, 1]}}
+    assert subject(tmp_path, space, candidate="small").defaults() == {
+        "candidates.small.0.prune.importance": "l2",
+        "seed": 0,
+    }
+    other = {"candidates.small.1.quantize.method": {"one_of": ["ptq", "dynamic"]}}
+    assert subject(tmp_path, other, candidate="small").defaults() == dict.fromkeys(other, "ptq")
+
+
+def test_another_device_file_is_another_question(tmp_path: Path) -> None:
+    shipped = (Path(__file__).parents[2] / "hardware_profiles" / "pynq-z2.yaml").read_text()
+    head = HEAD.replace("host-cpu", "pynq-z2.yaml")
+
+    def digest(text: str) -> str:
+        (tmp_path / "pynq-z2.yaml").write_text(text)
+        return _of(tmp_path, head, {}, []).digest
+
+    assert "lut: 53200" in shipped
+    assert digest(shipped) != digest(shipped.replace("lut: 53200", "lut: 53100"))
+    assert digest(shipped) == digest(shipped)
+
+
+def test_less_training_within_a_step_too(tmp_path: Path) -> None:
+    one = subject(tmp_path)
+
+    def short(stage: str, **options: Any) -> Any:
+        config = load_reference(f"hwopt.stages.{stage}.spec:SPEC").config.model_validate(options)
+        return shortened(_with_chain(one, config), 0.25, 1000).candidates[0].chain[0].config
+
+    steps = 8  # 900 of 1000 samples, in batches of 128
+    assert short("elastic", macs=0.5).train.max_steps == round(steps * 5 * 0.25)
+    assert short("prune", ratio=0.5, schedule="iterative").tune.max_steps == round(steps * 0.25)
+    assert short("prune", ratio=0.5) == load_reference("hwopt.stages.prune.spec:PruneConfig")(ratio=0.5)
+    assert {"tune", "polish", "qat"} <= short("auto", latency=0.5).model_fields_set
+
+
+@pytest.mark.parametrize("take", ["best", "average"])
+def test_an_ensemble_is_known_before_it_is_trained(take: str, tmp_path: Path) -> None:
+    one = subject(tmp_path)
+    config = load_reference("hwopt.stages.ensemble.spec:SPEC").config(members=3, take=take)
+    bare = untrained(_with_chain(one, config, "ensemble"))
+    rows = prepare(bare).plan.rows  # a plan that can be made
+    assert rows[0].unavailable is None
+    assert len(bare.candidates[0].chain) == (1 if take == "average" else 0)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2])
+@pytest.mark.parametrize("name", ["fp32", "small"])
+def test_a_winner_that_is_trained_several_times_can_be_run(name: str, share: float, tmp_path: Path) -> None:
+    head = HEAD.replace("float: []", "fp32: []").replace("epochs: 2", f"epochs: 2, validation_share: {share}")
+    one = _of(tmp_path, head, {"restarts": 3, "space": {"candidate": {"one_of": ["fp32", "small"]}}}, [])
+    sample = {"candidate": name}
+    again = restarted(one.changed(sample), name, 3)
+    prepare(again, one.profile)
+    path = tmp_path / "winner.yaml"
+    path.write_text(written(one, sample, Path("p.yaml")))
+    assert [c.name for c in load(path).candidates] == [c.name for c in again.candidates]
+    assert load(path).candidates[0].chain[0].config == again.candidates[0].chain[0].config
+    prepare(load(path))
+
+
+def test_a_winners_profile_keeps_its_targets_requirements_and_its_recipe(tmp_path: Path) -> None:
+    head = HEAD.replace("host-cpu", "host-cpu, x86-avx2").replace(
+        "[{prune: {ratio: 0.5}}, {quantize: {method: ptq}}]", "{recipe: auto, latency: 0.5}"
+    )
+    requirements = [LIMIT, {"metric": "latency_ms", "max": 9, "target": "x86-avx2"}]
+    one = _of(tmp_path, head, {"restarts": 2, "candidate": "small"}, requirements)
+    path = tmp_path / "winner.yaml"
+    path.write_text(written(one, {"train.optimizer.lr": 0.01}, Path("p.yaml")))
+    profile = load(path)
+    assert [r.metric for r in profile.requirements] == ["accuracy_drop"]
+    assert [link.stage for link in profile.candidates[0].chain] == ["ensemble", "auto"]

@@ -97,5 +97,6 @@ SPEC: Final = StageSpec(
     times=lambda config: config.latency is not None,
     wants_source=lambda config: True,
     known=lambda config: frozenset(),  # training decides
+    shortens=False,  # a super-net that has not converged is refused
     libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

@@ -32,5 +32,6 @@ SPEC: Final = StageSpec(
     consumes={"checkpoint": frozenset({Kind.CHECKPOINT})},
     produces={"checkpoint": Kind.CHECKPOINT},
     members=lambda config: config.members,
+    untrained=lambda config: None if config.take == "best" else config,
     libraries=("torch",),
 )

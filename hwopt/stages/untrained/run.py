@@ -8,14 +8,15 @@ import torch
 
 from hwopt import checkpoints
 from hwopt.core.artifact import Artifact
-from hwopt.core.choices import Choice, NoOptions
+from hwopt.core.choices import Choice
 from hwopt.core.stage import StageContext, StageResult
 from hwopt.models.build import build_model
+from hwopt.stages.untrained.spec import UntrainedConfig
 
 
-def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: NoOptions) -> StageResult:
+def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: UntrainedConfig) -> StageResult:
     """Build the network from the seed, save it with its recipe."""
-    torch.manual_seed(ctx.seed)
+    torch.manual_seed(ctx.seed + config.restart)
     dataset = ctx.data()
     recipe = checkpoints.Recipe(
         model=Choice.from_json(ctx.model), sample_shape=dataset.sample_shape, classes=dataset.classes

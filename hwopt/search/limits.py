@@ -1,0 +1,83 @@
+"""Objectives and limits of a search: what may be asked for on a device, and what no version can keep. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from hwopt.core.hardware import DeviceKind, HardwareProfile
+from hwopt.core.profile import Requirement
+from hwopt.core.search import Objective
+from hwopt.errors import Problem
+
+_RATIOS: Final = frozenset({"relative_latency", "speedup"})  # to the float model, on the same device
+
+
+def contradictions(limits: tuple[Requirement, ...], where: str) -> list[Problem]:
+    """Limits that no version can keep, whatever it is."""
+    found: list[Problem] = []
+    for metric in dict.fromkeys(r.metric for r in limits):
+        mine = [r for r in limits if r.metric == metric]
+        lowest = max((r.min for r in mine if r.min is not None), default=-math.inf)
+        highest = min((r.max for r in mine if r.max is not None), default=math.inf)
+        if lowest > highest:
+            text = f"{metric} is to be at least {lowest:g} and at most {highest:g}: no version can be both"
+            found.append(Problem(problem=text, where=where, fix="remove one of the two"))
+        least, most = _RANGES.get(metric, (-math.inf, math.inf))
+        if lowest > most or highest < least:
+            bound = lowest if lowest > most else highest
+            text = f"{metric} is never {'above' if lowest > most else 'below'} {most if lowest > most else least:g}"
+            found.append(
+                Problem(problem=f"{text}, and the limit is {bound:g}", where=where, fix="mend the limit")
+            )
+    speed = [r for r in limits if r.metric in {"speedup", "relative_latency"}]
+    slow = max((1 / r.min if r.metric == "relative_latency" and r.min else 0.0 for r in speed), default=0.0)
+    fast = max((r.min for r in speed if r.metric == "speedup" and r.min), default=0.0)
+    if slow and fast > slow:
+        text = f"a speed-up of {fast:g} is a relative latency of {1 / fast:.3g}, and {1 / slow:g} is the least allowed"
+        found.append(Problem(problem=text, where=where, fix="remove one of the two"))
+    return found
+
+
+_RANGES: Final = {
+    "accuracy": (0.0, 1.0),
+    "accuracy_drop": (-1.0, 1.0),
+    "f1": (0.0, 1.0),
+    "agreement": (0.0, 1.0),
+    "latency_ms": (0.0, math.inf),
+    "relative_latency": (0.0, math.inf),
+    "speedup": (0.0, math.inf),
+    "file_bytes": (1.0, math.inf),
+    "activation_bytes": (1.0, math.inf),
+    "parameters": (1.0, math.inf),
+    "macs": (1.0, math.inf),
+}
+
+
+def default_objectives(
+    limits: Sequence[Requirement], hardware: HardwareProfile | None
+) -> tuple[Objective, ...]:
+    """The fastest where accuracy is bounded, else the most accurate."""
+    fastest = (
+        "latency_ms" if hardware is not None and hardware.kind is DeviceKind.FPGA else "relative_latency"
+    )
+    if any(r.metric in {"accuracy", "accuracy_drop", "f1"} for r in limits):
+        bounded = [r.metric for r in limits if r.metric in {"latency_ms", "relative_latency", "speedup"}]
+        chosen: Any = bounded[0] if bounded else fastest
+        return (Objective(metric=chosen),)
+    return (Objective(metric="accuracy"),)
+
+
+def not_given(metrics: Sequence[str], target: str, hardware: HardwareProfile | None) -> list[tuple[str, str]]:
+    """(problem, fix) of what a device has no number for, whoever looks at it."""
+    is_fpga = hardware is not None and hardware.kind is DeviceKind.FPGA
+    found = []
+    for metric in metrics:
+        if is_fpga and metric in _RATIOS:
+            text = f"{metric} is a ratio to the float model, which has no design on {target}"
+            found.append((text, "use latency_ms; a limit for another target names it: target: NAME"))
+        if not is_fpga and metric == "fits":
+            text = f"fits is of FPGA designs, and the search is for {target}"
+            found.append((text, "give the requirement its target, or search.target an FPGA"))
+    return found
