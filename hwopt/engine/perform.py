@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from hwopt.tracking.sink import Sink, SinkSpec
 LEDGER: Final = "ledger.jsonl"
 _PATIENCE: Final = 30.0  # seconds
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,13 +332,22 @@ def foreign_code(root: Path | None, where: str | None = None) -> Iterator[None]:
             yield
     except (HwoptError, KeyboardInterrupt, GeneratorExit):
         raise
-    except OSError as error:
-        if error.errno in _FULL:
+    except Exception as error:
+        number = _os_number(error)
+        if number in _FULL:
             fix = "free space and run again"
             raise ResourceLimitError("the disk is full", where=where, fix=fix) from error
-        if error.errno == errno.EFBIG:
+        if number == errno.EFBIG:
             fix = "raise limits.file_gb, or make the version smaller"
             raise FileTooLargeError("a file grew beyond limits.file_gb", where=where, fix=fix) from error
-        raise StageFailedError(f"{type(error).__name__}: {error}") from error
-    except Exception as error:
+        if isinstance(error, OSError):
+            raise StageFailedError(f"{type(error).__name__}: {error}") from error
         raise explained(error) from error
+
+
+def _os_number(error: Exception) -> int | None:
+    """The operating system's number of an error; libraries in Rust, such as safetensors, write it into their text."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = _OS_ERROR.search(str(error))
+    return int(said[1]) if said else None

@@ -22,9 +22,17 @@ import pytest
 from hwopt.config.profile import load
 from hwopt.core.artifact import Kind
 from hwopt.core.canonical import digest_of_file
+from hwopt.engine.perform import foreign_code
 from hwopt.engine.prepare import prepare
 from hwopt.engine.record import SCHEMA_VERSION
-from hwopt.errors import ConfigError, HwoptError, LockHeldError, ResourceLimitError
+from hwopt.errors import (
+    ConfigError,
+    FileTooLargeError,
+    HwoptError,
+    LockHeldError,
+    ResourceLimitError,
+    StageFailedError,
+)
 from hwopt.planning import planner
 from hwopt.report.render import FORMATS, render
 from hwopt.store import atomic, index
@@ -393,3 +401,41 @@ def test_new_library_versions_are_new_steps(tmp_path: Path, monkeypatch: pytest.
     planner._version.cache_clear()
     assert before.keys() == after.keys()
     assert all(before[label] != after[label] for label in before)
+
+
+class SafetensorError(Exception):
+    """As safetensors raises it: no OSError, and the number stands in the text."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), ResourceLimitError),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+            ResourceLimitError,
+        ),
+        (OSError(errno.EFBIG, "File too large"), FileTooLargeError),
+        (
+            SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+            FileTooLargeError,
+        ),
+        (SafetensorError("invalid header"), StageFailedError),
+    ],
+)
+def test_a_full_disk_is_the_machines_and_a_large_file_the_versions(
+    error: Exception, expected: type[HwoptError]
+) -> None:
+    with pytest.raises(expected) as caught, foreign_code(None):
+        raise error
+    assert type(caught.value) is expected
+    assert isinstance(caught.value, StageFailedError) is (expected is not ResourceLimitError)
+
+
+def test_a_version_that_is_too_large_does_not_end_the_others(tmp_path: Path) -> None:
+    text = small.PROFILE.replace("name:", "limits: {file_gb: 0.00001}\nname:", 1)
+    (tmp_path / "p.yaml").write_text(text)
+    found = hwopt("pipeline", "run", "p.yaml", "--json", cwd=tmp_path)
+    assert found.code in {1, 5}, found.err
+    assert {r["candidate"]: r["status"] for r in found.json["results"]}["int8"] == "failed"
+    assert "a file grew beyond limits.file_gb" in found.err
