@@ -33,8 +33,11 @@ from hwopt.store.store import Store
 class Table:
     """Answers jobs from what was measured."""
 
-    def __init__(self, trials: list[Trial]) -> None:
+    def __init__(self, subject: Subject, trials: list[Trial]) -> None:
+        self.subject = subject
         self.known = {canonical_json(dict(t.sample)): t for t in trials}
+        # Of versions that share their structure, one was refused for all.
+        self.refused = {subject.structure(t.sample): t for t in trials if t.status == "infeasible"}
         self.trained: list[Trial] = []
         self.waiting: list[Job] = []
 
@@ -46,7 +49,8 @@ class Table:
 
     def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
         job = self.waiting.pop()
-        trial = self.known[canonical_json(dict(job.sample))]
+        key = canonical_json(dict(job.sample))
+        trial = self.known[key] if key in self.known else self.refused[self.subject.structure(job.sample)]
         if job.trained:
             self.trained.append(trial)
         if trial.status == "failed":
@@ -98,7 +102,7 @@ def main(profile: Path, seeds: int, share: float, samplers: str, store: Path, ou
                 update={"sampler": sampler, "seed": seed, "trials": budget}
             )
             mine = replace(subject, settings=settings)
-            table = Table(whole.trials)
+            table = Table(mine, whole.trials)
             ledger = Ledger(InMemoryStorage(), f"{sampler}-{seed}", mine, identity={})
             lead = Lead(subject=mine, ledger=ledger, crew=table, progress=lambda text: None)
             lead.run()

@@ -66,6 +66,10 @@ def all_known(config: Any) -> frozenset[str] | None:
     return None
 
 
+def nothing(config: Any) -> None:
+    """For stages without such a number."""
+
+
 def unchanged(config: Any) -> Any:
     """For stages that cost as much to run after training as before it."""
     return config
@@ -113,6 +117,8 @@ class StageSpec:
     untrained: Callable[[Any], Settings | None] = unchanged
     # Metrics of a network's structure that do not depend on what it has learnt; None: all of them.
     known: Callable[[Any], frozenset[str] | None] = all_known
+    # Share of the training split that it chooses on; None where it chooses nothing by its accuracy.
+    chooses_on: Callable[[Any], float | None] = nothing
     # Whether a share of its training shows how good the whole will be.
     shortens: bool = True
 

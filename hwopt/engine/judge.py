@@ -194,10 +194,11 @@ def goals_of(result: Result) -> list[Judged]:
             verdict = Verdict.PASS
         if not pruned["met"] and verdict is not Verdict.FAIL:
             verdict = Verdict.INCONCLUSIVE
-        reason = f"pruning reached a {pruned['tier']} {said}"
+        stage = pruned.get("stage", "prune")
+        reason = f"{'pruning' if stage == 'prune' else stage} reached a {pruned['tier']} {said}"
         if pruned["exhausted"]:
             reason += "; no legal widths are cheaper, and this is the nearest"
-        name = f"{pruned['unit']} ≤ {goal:g} of float (goal of prune)"
+        name = f"{pruned['unit']} ≤ {goal:g} of float (goal of {stage})"
         found.append(Judged(requirement=name, verdict=verdict, reason=reason))
     auto = result["details"].get("auto")
     if auto:

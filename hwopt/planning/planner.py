@@ -111,7 +111,7 @@ class _Builder:
                     text = f"{link.stage} takes the float model from several seeds, and stands behind another step"
                     problem = Problem(problem=text, where=link.where, fix="put it first in the chain")
                     found[(text, link.where)] = problem
-                for text, fix in self.member_problems(spec, link):
+                for text, fix in self.member_problems(spec, link) + self.choosing_problems(spec, link):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 for text, fix in self.teacher_problems(candidate, link):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
@@ -152,6 +152,18 @@ class _Builder:
                 )
             ]
         return []
+
+    def choosing_problems(self, spec: StageSpec, link: Link) -> list[tuple[str, str]]:
+        """Samples that a step chooses on, and that the float model has learnt: all splits begin alike."""
+        asked = spec.chooses_on(link.config)
+        held = getattr(self.profile.source.config, "validation_share", None)  # None: nothing is trained
+        if asked is None or held is None or asked <= held:
+            return []
+        text = (
+            f"{link.stage} chooses on {asked:g} of the training split, and train holds back {held:g}: "
+            "the rest of them it has learnt"
+        )
+        return [(text, f"set train.validation_share: {asked:g}")]
 
     def teacher_problems(self, candidate: Candidate, link: Link) -> list[tuple[str, str]]:
         """A teacher that is no candidate, or that learns from its own student."""
@@ -319,7 +331,8 @@ class _Builder:
                     inputs["teacher"] = self.chained(teacher, target)[0]
             source = self.profile.source
             for number in range(1, spec.members(link.config)):
-                again = replace(source, config=source.config.model_copy(update={"restart": number}))
+                restart = getattr(source.config, "restart", 0) + number
+                again = replace(source, config=source.config.model_copy(update={"restart": restart}))
                 inputs[f"member{number}"] = self.link(
                     again, f"{source.stage} the float model, restart {number}"
                 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -160,8 +161,7 @@ class Ledger:
             system_attrs={},
             intermediate_values={},
         )
-        study_id = self.study._study_id
-        trial_id = patient(lambda: self.storage.create_new_trial(study_id, template_trial=template))
+        trial_id = created(self.storage, self.study._study_id, template)
         trial.number = patient(lambda: self.storage.get_trial_number_from_id(trial_id))
         return trial
 
@@ -176,6 +176,8 @@ class Ledger:
 
     def _finish(self, trial: Trial) -> None:
         trial_id = self._id(trial)
+        if self.storage.get_trial(trial_id).state.is_finished():
+            return  # done before, by a call whose answer was lost
         self.note(trial)
         self.storage.set_trial_user_attr(trial_id, "status", trial.status)
         if trial.reason:
@@ -237,6 +239,21 @@ def patient(call: Callable[[], T]) -> T:
                 ) from None
             time.sleep(_PAUSE_SECONDS)
     raise AssertionError
+
+
+def created(storage: BaseStorage, study_id: int, template: FrozenTrial) -> int:
+    """A new trial's id. Where an answer is lost, the trial that was made is found by its mark: none is made twice."""
+    mark = secrets.token_hex(8)
+    template.user_attrs = {**template.user_attrs, "mark": mark}
+    tried: list[bool] = []
+
+    def create() -> int:
+        known = storage.get_all_trials(study_id, deepcopy=False) if tried else ()
+        there = next((t._trial_id for t in known if t.user_attrs.get("mark") == mark), None)
+        tried.append(True)
+        return storage.create_new_trial(study_id, template_trial=template) if there is None else there
+
+    return patient(create)
 
 
 def is_away(error: Exception) -> bool:

@@ -31,13 +31,26 @@ def contradictions(limits: tuple[Requirement, ...], where: str) -> list[Problem]
             found.append(
                 Problem(problem=f"{text}, and the limit is {bound:g}", where=where, fix="mend the limit")
             )
-    speed = [r for r in limits if r.metric in {"speedup", "relative_latency"}]
-    slow = max((1 / r.min if r.metric == "relative_latency" and r.min else 0.0 for r in speed), default=0.0)
-    fast = max((r.min for r in speed if r.metric == "speedup" and r.min), default=0.0)
-    if slow and fast > slow:
-        text = f"a speed-up of {fast:g} is a relative latency of {1 / fast:.3g}, and {1 / slow:g} is the least allowed"
-        found.append(Problem(problem=text, where=where, fix="remove one of the two"))
+    slowest = [r for r in limits if _share_bounds(r)[1] < math.inf]
+    fastest = [r for r in limits if _share_bounds(r)[0] > 0]
+    if slowest and fastest:
+        under = min(slowest, key=lambda r: _share_bounds(r)[1])
+        over = max(fastest, key=lambda r: _share_bounds(r)[0])
+        low, high = _share_bounds(over)[0], _share_bounds(under)[1]
+        if low > high and over.metric != under.metric:
+            text = f"{over} is a relative latency of at least {low:.3g}, and {under} is one of at most {high:.3g}"
+            found.append(Problem(problem=text, where=where, fix="remove one of the two"))
     return found
+
+
+def _share_bounds(requirement: Requirement) -> tuple[float, float]:
+    """A bound on latency as an interval of shares of the float model's: a speed-up is its inverse."""
+    low, high = requirement.min, requirement.max
+    if requirement.metric == "speedup":
+        low, high = (1 / high if high else None), (1 / low if low else None)
+    elif requirement.metric != "relative_latency":
+        low = high = None
+    return (0.0 if low is None else low), (math.inf if high is None else high)
 
 
 _RANGES: Final = {

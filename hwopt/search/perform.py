@@ -95,7 +95,7 @@ class Here:
     def check(self) -> None:
         """ConfigError where this machine is not the search's target, or has no number for what is asked."""
         subject, where = self.subject, self.subject.profile.where("search")
-        plan = prepare(subject.profile).plan
+        plan = prepare(subject.narrowed(subject.profile, subject.candidates)).plan
         rows = [r for r in plan.rows if r.target == subject.target and r.candidate in subject.candidates]
         served = [r for r in rows if r.unavailable is None]
         if not served:
@@ -153,11 +153,12 @@ class Here:
         result = assemble(row, [state.done[k].facts for k in row.steps if k in state.done], None, hardware)
         values = {m: v for m in metrics if (v := value_of(m, result)) is not None}
         trained = [state.done[key].facts for key in chain if key in state.done]
-        source: Any = profile.source.config
-        left = self.samples - self.samples // self.subject.settings.validation.folds
-        held = round(left * getattr(source, "validation_share", 0.0))
-        if "validation_accuracy" in metrics and (value := validation_accuracy(trained, held)) is not None:
-            values["validation_accuracy"] = value
+        if "validation_accuracy" in metrics and trained:
+            links = next(c.chain for c in profile.candidates if c.name == name)
+            last: Any = links[-1].config if links else profile.source.config
+            left = self.samples - self.samples // self.subject.settings.validation.folds
+            value = validation_accuracy(trained[-1], last, left)
+            values |= {} if value is None else {"validation_accuracy": value}
         spent = sum(
             float((state.done[key].facts.get("training") or {}).get("cpu_seconds", 0.0))
             for key in chain
@@ -254,16 +255,17 @@ def _is_the_reference(details: Mapping[str, Any]) -> bool:
     return digest is not None and digest == benchmark.get("baseline_digest")
 
 
-def validation_accuracy(facts: Sequence[Mapping[str, Any]], samples: int) -> Value | None:
-    """Accuracy of the last training on its own validation split of so many samples."""
-    for part in reversed(facts):
-        epochs = part.get("finetune_history") or part.get("history")
-        accuracies = [
-            e["validation_accuracy"] for e in epochs or () if e.get("validation_accuracy") is not None
-        ]
-        if accuracies:
-            return _share(float(accuracies[-1]), samples)
-    return None
+def validation_accuracy(facts: Mapping[str, Any], config: Any, samples: int) -> Value | None:
+    """Accuracy of a training on its own validation split, of the weights that it kept; of so many samples in all."""
+    epochs = facts.get("finetune_history") or facts.get("history") or ()
+    seen = [e for e in epochs if e.get("validation_accuracy") is not None]
+    if not seen:
+        return None
+    kept = seen[-1]
+    if getattr(config, "early_stopping", None) is not None:
+        finite = [e for e in seen if e.get("validation_loss") is not None]
+        kept = min(finite, key=lambda e: float(e["validation_loss"]), default=kept)
+    return _share(float(kept["validation_accuracy"]), round(samples * config.validation_share))
 
 
 def predicted(model: Path, hardware: HardwareProfile, prepared: Prepared) -> Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from hwopt.plugins import did_you_mean, resolve
 from hwopt.search.job import Job, Sample
 from hwopt.search.limits import contradictions, default_objectives, not_given
 from hwopt.search.values import Value, excess
-from hwopt.search.versions import best_of, restarted, shortened, untrained
+from hwopt.search.versions import best_of, restarted, shortened, untrained, with_teachers
 
 _BY: Final = "search.space"
 
@@ -132,17 +132,14 @@ class Subject:
         text = f"{self.profile.text}\n# search: {canonical_json(dict(sample))}"
         changed = profiles.checked(document, text)
         name = str(sample.get(CANDIDATE, self.candidate))
-        wanted = {name}
-        for _ in changed.candidates:  # teachers, and theirs
-            links = [link for c in changed.candidates if c.name in wanted for link in c.chain]
-            wanted |= {
-                t for link in links if (t := getattr(getattr(link.config, "distill", None), "teacher", None))
-            }
-        chosen = tuple(c for c in changed.candidates if c.name in wanted)
+        return self.narrowed(changed, [name])
+
+    def narrowed(self, profile: PipelineProfile, candidates: Sequence[str]) -> PipelineProfile:
+        """A profile with some candidates, their teachers, and the search's target and limits only."""
         return replace(
-            changed,
-            candidates=chosen,
-            targets=tuple(t for t in changed.targets if t.name == self.target),
+            profile,
+            candidates=with_teachers(profile, candidates),
+            targets=tuple(t for t in profile.targets if t.name == self.target),
             requirements=self.limits,
         )
 
@@ -330,9 +327,9 @@ class Subject:
         value: Any = document.value
         rest = {k: v for k, v in value.items() if k not in {"search", "release", "track", "compare"}}
         device = next(t.hardware for t in self.profile.targets if t.name == self.target)
-        files = {  # what stands in other files: the device, and a model that is read
+        files: dict[str, JSON] = {  # what stands in other files: the device, and a model that is read
             "device": None if device is None else device.to_json(),
-            "source": self.profile.source.config.to_json(),
+            "model_file": getattr(self.profile.source.config, "digest", None),
         }
         return digest_of({"search": settings, "profile": rest, **files})
 
@@ -358,8 +355,8 @@ def _restarts(profile: PipelineProfile, settings: SearchSettings) -> list[tuple[
             ("search.restarts trains the model several times, and it is an ONNX file", "name a torch model")
         ]
     searched = settings.space.get("train.validation_share")
-    least = min([share, *((searched.one_of or searched.ends) if searched is not None else ())])
-    if least <= 0:
+    tried = () if searched is None else searched.ends if searched.one_of is None else searched.one_of
+    if min([share, *(v for v in tried if isinstance(v, int | float))]) <= 0:
         text = "search.restarts compares on validation samples, and train may hold back none"
         return [(text, "set train.validation_share above 0")]
     return []
@@ -373,11 +370,11 @@ def _trained(
     names = {candidate} if axis is None else set(axis.one_of or ())
     chains = {c.name: c.chain for c in profile.candidates if c.name in names}
     found = []
-    for name, chain in chains.items():
-        stage = next((k.stage for k in chain if not resolve("stage", k.stage).shortens), None)
+    for one in with_teachers(profile, list(names)):
+        stage = next((k.stage for k in one.chain if not resolve("stage", k.stage).shortens), None)
         if settings.halving is not None and stage is not None:
-            text = f"halving trains a share, and {name}'s {stage} refuses a network that has not converged"
-            found.append((text, "leave out halving, or search width_depth"))
+            text = f"halving trains a share first, which does not show how good {one.name}'s {stage} will be"
+            found.append((text, "leave out halving, or the candidate"))
     if "validation_accuracy" in {*metrics, settings.halving.on if settings.halving is not None else None}:
         for name, chain in chains.items():
             if chain and chain[-1].stage != "finetune":
@@ -385,9 +382,10 @@ def _trained(
                     f"validation_accuracy is of a training's own end, and {name} ends with {chain[-1].stage}"
                 )
                 found.append((text, "use accuracy: of the fold that is held out"))
-        if not getattr(profile.source.config, "validation_share", 0):
-            text = "validation_accuracy is of validation samples, and train holds back none"
-            found.append((text, "use accuracy: of the fold that is held out"))
+            last = chain[-1] if chain else profile.source
+            if not getattr(last.config, "validation_share", None):
+                text = f"validation_accuracy is of validation samples, and {last.stage} holds back none"
+                found.append((text, "use accuracy: of the fold that is held out"))
     return found
 
 
@@ -402,6 +400,7 @@ def default_of(profile: PipelineProfile, name: str) -> tuple[bool, JSON]:
         "estimate": profile.estimate,
     }
     value: Any = sections.get(head)
+    above: Any = None
     if head == "model":
         value = dict(profile.model.options)
     if head == "candidates" and len(rest) >= 3:
@@ -412,9 +411,10 @@ def default_of(profile: PipelineProfile, name: str) -> tuple[bool, JSON]:
     for part in rest:
         if value is None:
             return False, None
+        above = value
         value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
     if value is None and rest[-1:] == ["lr"]:
-        value = default_of(profile, ".".join([head, *rest[:-1], "rate"]))[1]
+        value = getattr(above, "rate", None)  # the optimizer's own
     plain = isinstance(value, bool | int | float | str | list)
     return plain, value if plain else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,17 @@ def untrained(profile: PipelineProfile) -> PipelineProfile:
     return replace(profile, source=source, candidates=tuple(candidates))
 
 
+def with_teachers(profile: PipelineProfile, names: Sequence[str]) -> tuple[Candidate, ...]:
+    """Candidates by name, the teachers that they learn from, and theirs."""
+    wanted = set(names)
+    for _ in profile.candidates:
+        links = [link for c in profile.candidates if c.name in wanted for link in c.chain]
+        wanted |= {
+            t for link in links if (t := getattr(getattr(link.config, "distill", None), "teacher", None))
+        }
+    return tuple(c for c in profile.candidates if c.name in wanted)
+
+
 def known_before(profile: PipelineProfile, candidate: str) -> tuple[frozenset[str], tuple[str, ...]]:
     """Metrics that a chain's structure tells before training, and the stages that only training decides."""
     chain = next(c.chain for c in profile.candidates if c.name == candidate)
@@ -57,6 +69,11 @@ def shortened(profile: PipelineProfile, share: float, samples: int) -> PipelineP
             size = kept if config.batch_size == "full" else config.batch_size
             whole = math.ceil(kept / size) * config.epochs
             update["max_steps"] = max(1, round(min(whole, config.max_steps or whole) * share))
+            warmup = config.schedule.warmup
+            if isinstance(warmup, int):  # in steps, of which there are fewer now
+                update["schedule"] = config.schedule.model_copy(
+                    update={"warmup": max(1, round(warmup * share))}
+                )
         elif "epochs" in fields and getattr(config, "method", "qat") == "qat":
             update["epochs"] = max(1, round(config.epochs * share))
         changed = config.model_copy(update=update) if update else config

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage
 
 from hwopt.errors import ConfigError
@@ -372,3 +373,25 @@ def test_the_best_so_far_keeps_the_limits(tmp_path: Path) -> None:
     (svg,) = re.findall(r"<figure>(.*?)</figure>", search_page(found), re.DOTALL)
     assert "0.89" in svg
     assert "0.9<" not in svg
+
+
+def test_an_answer_that_was_lost_makes_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that does what it is told, and then fails to say so, every third time."""
+    monkeypatch.setattr("hwopt.search.ledger._PAUSE_SECONDS", 0.0)
+    storage, calls = InMemoryStorage(), itertools.count()
+
+    def forgetful(call: Any) -> Any:
+        def again(*args: Any, **options: Any) -> Any:
+            found = call(*args, **options)
+            if next(calls) % 3 == 2:
+                raise StorageInternalError("the connection was closed")
+            return found
+
+        return again
+
+    one = lead(subject(tmp_path, LR, trials=6), MadeUp(landscape), storage)
+    for name in ("create_new_trial", "set_trial_state_values", "set_trial_user_attr"):
+        monkeypatch.setattr(storage, name, forgetful(getattr(storage, name)))
+    assert one.run() == "6 trials are done"
+    assert [t.number for t in one.trials] == [t.number for t in one.ledger.trials()] == list(range(6))
+    assert {t.status for t in one.ledger.trials()} == {"ok"}

@@ -84,7 +84,7 @@ def test_a_space_that_cannot_be_searched(search: dict[str, Any], says: str, tmp_
         ([{"metric": "file_bytes", "max": 0}], "never below 1"),
         (
             [{"metric": "speedup", "min": 4}, {"metric": "relative_latency", "min": 0.5}],
-            "0.5 is the least allowed",
+            "speedup ≥ 4 is one of at most 0.25",
         ),
         ([{"metric": "integer_share", "min": 0.5}], "hwopt gate"),
     ],
@@ -361,7 +361,7 @@ def _of(folder: Path, head: str, search: dict[str, Any], requirements: list[dict
             ("{prune: {ratio: 0.5}}, {quantize: {method: ptq}}", "{elastic: {macs: 0.5}}"),
             {"halving": {}, "objectives": [{"metric": "accuracy"}]},
             [],
-            "small's elastic refuses a network that has not converged",
+            "does not show how good small's elastic will be",
         ),
     ],
 )
@@ -416,7 +416,8 @@ def test_less_training_within_a_step_too(tmp_path: Path) -> None:
     assert short("elastic", macs=0.5).train.max_steps == round(steps * 5 * 0.25)
     assert short("prune", ratio=0.5, schedule="iterative").tune.max_steps == round(steps * 0.25)
     assert short("prune", ratio=0.5) == load_reference("hwopt.stages.prune.spec:PruneConfig")(ratio=0.5)
-    assert {"tune", "polish", "qat"} <= short("auto", latency=0.5).model_fields_set
+    warm = short("finetune", epochs=2, schedule={"name": "cosine", "warmup": 10})
+    assert (warm.max_steps, warm.schedule.warmup) == (4, 2)
 
 
 @pytest.mark.parametrize("take", ["best", "average"])
@@ -455,3 +456,107 @@ def test_a_winners_profile_keeps_its_targets_requirements_and_its_recipe(tmp_pat
     profile = load(path)
     assert [r.metric for r in profile.requirements] == ["accuracy_drop"]
     assert [link.stage for link in profile.candidates[0].chain] == ["ensemble", "auto"]
+
+
+def test_a_teacher_that_cannot_be_halved(tmp_path: Path) -> None:
+    chain = "[{prune: {ratio: 0.5}}, {finetune: {epochs: 1, distill: {teacher: big}}}], big: [{elastic: {macs: 0.5}}]"
+    head = HEAD.replace("[{prune: {ratio: 0.5}}, {quantize: {method: ptq}}]", chain)
+    search = {"halving": {}, "objectives": [{"metric": "accuracy"}], "candidate": "small"}
+    with pytest.raises(ConfigError, match="how good big's elastic will be"):
+        _of(tmp_path, head, search, [])
+    _of(tmp_path, head, {**search, "candidate": "float"}, [])
+
+
+def test_a_fine_tuning_without_validation_samples_tells_no_accuracy(tmp_path: Path) -> None:
+    chain = "[{prune: {ratio: 0.5}}, {finetune: {epochs: 1, validation_share: 0.0}}]"
+    head = HEAD.replace("[{prune: {ratio: 0.5}}, {quantize: {method: ptq}}]", chain)
+    search = {"objectives": [{"metric": "validation_accuracy"}], "candidate": "small"}
+    with pytest.raises(ConfigError, match="finetune holds back none"):
+        _of(tmp_path, head, search, [])
+    _of(tmp_path, head.replace("validation_share: 0.0", "validation_share: 0.2"), search, [])
+
+
+def test_the_accuracy_is_that_of_the_weights_that_are_kept() -> None:
+    from hwopt.search.perform import validation_accuracy
+
+    epochs = [
+        {"validation_accuracy": a, "validation_loss": loss}
+        for a, loss in ((0.5, 1.0), (0.8, 0.2), (0.75, 0.3))
+    ]
+    options = {"epochs": 3, "validation_share": 0.2, "optimizer": {"lr": 0.1}}
+    make = load_reference("hwopt.stages.train.spec:SPEC").config.model_validate
+    facts = {"history": epochs}
+    last = validation_accuracy(facts, make(options), 1000)
+    best = validation_accuracy(facts, make({**options, "early_stopping": {"patience": 1}}), 1000)
+    assert last is not None
+    assert best is not None
+    assert (last.estimate, best.estimate) == (0.75, 0.8)
+    few = validation_accuracy(facts, make(options), 100)
+    assert few is not None
+    assert few.high - few.low > last.high - last.low
+    assert validation_accuracy({}, make(options), 1000) is None
+
+
+def test_the_same_question_in_another_folder(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])
+    graph = helper.make_graph([helper.make_node("Flatten", ["x"], ["y"])], "g", [value], [out])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    head = HEAD.replace("{name: mlp, hidden: [32]}", "{onnx: m.onnx}").replace("train: {epochs: 2}\n", "")
+    head = head.replace("{prune: {ratio: 0.5}}, ", "")
+    space = {"space": {"candidate": {"one_of": ["float", "small"]}}}
+
+    def digest(name: str, doc: str = "") -> str:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        made.doc_string = doc
+        onnx.save(made, folder / "m.onnx")
+        return _of(folder, head, space, []).digest
+
+    assert digest("a") == digest("b")
+    assert digest("a") != digest("b", "another")
+
+
+def test_other_targets_do_not_matter(tmp_path: Path) -> None:
+    from hwopt.search.perform import Here
+    from hwopt.store.store import Store
+
+    head = HEAD.replace("host-cpu", "host-cpu, pynq-z2").replace(
+        "{prune: {ratio: 0.5}}, {quantize: {method: ptq}}", "{elastic: {latency: 0.5}}"
+    )
+    one = _of(tmp_path, head, {"candidate": "small", "target": "host-cpu"}, [])
+    Here(subject=one, store=Store(tmp_path / "store"), progress=lambda text: None).check()
+    arm = _of(tmp_path, HEAD.replace("host-cpu", "arm64-dotprod"), {}, [])
+    with pytest.raises(ConfigError, match="this machine is not a arm64-dotprod"):
+        Here(subject=arm, store=Store(tmp_path / "store"), progress=lambda text: None).check()
+
+
+def test_defaults_of_an_optimizer_within_a_chain(tmp_path: Path) -> None:
+    chain = "[{prune: {ratio: 0.5}}, {finetune: {epochs: 1, optimizer: {name: momentum}}}]"
+    head = HEAD.replace("[{prune: {ratio: 0.5}}, {quantize: {method: ptq}}]", chain)
+    axis = "candidates.small.1.finetune.optimizer.lr"
+    one = _of(tmp_path, head, {"space": {axis: {"log": [1e-4, 1.0]}}, "candidate": "small"}, [])
+    assert set(one.defaults()) == {axis}
+
+
+@pytest.mark.parametrize(
+    ("limits", "clash"),
+    [
+        ([("relative_latency", "max", 0.5), ("speedup", "max", 1.5)], True),
+        ([("relative_latency", "min", 0.5), ("relative_latency", "min", 0.8), ("speedup", "min", 1.5)], True),
+        ([("relative_latency", "max", 0.5), ("speedup", "min", 1.5)], False),
+        ([("relative_latency", "min", 0.5), ("speedup", "min", 1.5)], False),
+    ],
+)
+def test_a_speed_up_is_the_inverse_of_a_share(
+    limits: list[tuple[str, str, float]], clash: bool, tmp_path: Path
+) -> None:
+    made = [{"metric": metric, end: value} for metric, end, value in limits]
+    if not clash:
+        _of(tmp_path, HEAD, {}, made)
+        return
+    with pytest.raises(ConfigError, match="is a relative latency of at least"):
+        _of(tmp_path, HEAD, {}, made)

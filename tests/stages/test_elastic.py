@@ -177,6 +177,96 @@ def test_blocks_that_may_be_left_out() -> None:
     assert least(x[:2]).shape == (2, 4)
 
 
+@pytest.mark.parametrize("kind", ["linear", "convolutional"])
+def test_a_plain_layer_between_two_groups_is_no_block(kind: str) -> None:
+    """It keeps the shape of what it takes only as long as both groups are equally wide."""
+    torch.manual_seed(0)
+    body: list[nn.Module]
+    if kind == "linear":
+        body = [nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)]
+        body += [nn.BatchNorm1d(32), nn.Linear(32, 4)]
+    else:
+        body = [nn.Conv2d(1, 8, 3, padding=1), *(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))]
+        body += [Residual(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    module = nn.Sequential(*body)
+    x, y = samples()
+    slimmer = Slimmer(module=module, sample_shape=(1, 8, 8), rules=RULES, samples=x, labels=y)
+    blocks = blocks_of(module, (1, 8, 8), slimmer.structure, x, y)
+    assert blocks == ([] if kind == "linear" else ["4"])
+    net = SuperNet(module, slimmer.structure, slimmer.scores("l1"), (1.0, 0.5), RULES, blocks)
+    for shape in net.every():
+        assert net.alone(shape, x)(x[:2]).shape == (2, 4)
+
+
+def test_layers_that_are_alike_are_each_counted() -> None:
+    from hwopt.latency.costs import exported
+
+    class Fixed(LatencyTable):
+        def _time(self, models: Any) -> None:
+            self.times.update(dict.fromkeys(models, 3.0))
+
+    class Bench:
+        sample = np.zeros((1, 1, 8, 8), np.float32)
+
+    def model(blocks: int) -> Any:
+        body = [nn.Conv2d(1, 8, 3, padding=1), *(Residual(8) for _ in range(blocks)), nn.Flatten()]
+        return exported(nn.Sequential(*body).eval(), (1, 8, 8))
+
+    table = Fixed(bench=Bench())  # type: ignore[arg-type]
+    one, two, three = table.price([model(1), model(2), model(3)])
+    assert two - one == pytest.approx(three - two)
+    assert two - one == pytest.approx(2.0 * len(layers(model(2), 1)) - 2.0 * len(layers(model(1), 1)))
+
+
+def test_a_table_that_hopes_too_much_is_not_believed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The five best just miss: the next ones that are timed would keep the goal by as much."""
+    from hwopt.core.measurement import Interval
+    from hwopt.stages.elastic import run
+
+    timed: list[float] = []
+
+    class Slow:
+        def confirm(self, first: Any, model: float) -> Interval:
+            timed.append(model)
+            return Interval(1.05 * model, 1.05 * model, 1.05 * model)
+
+    class Known(run._Cost):
+        def __init__(self) -> None:
+            self.unit, self._bench, self._origin, self._net = "latency", Slow(), 1.0, None  # type: ignore[assignment]
+
+        def __call__(self, shapes: Any) -> list[float]:
+            return list(shapes)
+
+        def model(self, shape: Any) -> Any:
+            return shape
+
+    best, reached = Known().confirmed([0.5, 0.499, 0.498, 0.497, 0.496, 0.495, 0.47, 0.3], 0.5)  # type: ignore[list-item]
+    assert (best, reached.met, timed) == (0.47, True, [0.5, 0.47])
+    timed.clear()
+    best, reached = Known().confirmed([0.5, 0.499], 0.5)  # type: ignore[list-item]
+    assert (best, reached.met, timed) == (0.5, False, [0.5])
+
+
+def test_weights_that_lie_on_another_device_are_narrowed_there() -> None:
+    """As in a training on a GPU; none is needed to see which device a result would have."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    net = supernet(network())
+    net.narrow(net.least)
+    shapes = {name: p.shape for name, p in net.module.named_parameters()}
+
+    class There:
+        @staticmethod
+        def named_parameters() -> Any:
+            return [(name, torch.empty(shape, device="cuda")) for name, shape in shapes.items()]
+
+    net.module = There()  # type: ignore[assignment]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        found = net.weights(net.least)
+    assert {value.device.type for value in found.values()} == {"cuda"}
+    assert found["0.weight"].shape[0] < shapes["0.weight"][0]
+
+
 def test_evolution_finds_the_best_of_a_known_landscape() -> None:
     net = supernet(network(), (1.0, 0.75, 0.5, 0.25))
     shapes = [Shape(w) for w in itertools.product(*(range(n) for n in net.sizes))]
@@ -211,6 +301,9 @@ def test_ranks() -> None:
     tau, error = agreement([4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0])
     assert tau == pytest.approx(-1.0)
     assert error > 0.5
+    assert agreement([9.0, 1.0, 2.0, 3.0], [9.0, 3.0, 2.0, 1.0])[0] == pytest.approx(-1.0), (
+        "the whole one is free"
+    )
 
 
 def test_a_network_that_has_not_converged_is_refused() -> None:
@@ -288,6 +381,9 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
         ("[{ensemble: {members: 2, validation_share: 0.3}}]", 2, "the same validation_share"),
         ("[{elastic: {macs: 0.5, train: {precision: fp64}}}]", 2, "fp64"),
         ("[{ensemble: {members: 1}}]", 2, "greater than or equal to 2"),
+        ("[{elastic: {macs: 0.5, widths: []}}]", 2, "at least 1 item"),
+        ("[{elastic: {macs: 0.5, train: {validation_share: 0.2}}}]", 2, "train holds back 0.1"),
+        ("[{auto: {latency: 0.5, tune: {validation_share: 0.2}}}]", 2, "train holds back 0.1"),
     ],
 )
 def test_bad_settings(chain: str, code: int, says: str, tmp_path: Path, command: Command) -> None:
@@ -301,8 +397,8 @@ def test_the_sum_of_layers_is_corrected_by_whole_networks() -> None:
     class Known(LatencyTable):
         """Layers whose times are known, of networks that take less than their sum."""
 
-        def _rows(self, models: Any) -> list[dict[str, float]]:
-            return [dict(row) for row in models]
+        def _rows(self, models: Any) -> list[list[tuple[str, float]]]:
+            return [list(row.items()) for row in models]
 
     rng = np.random.default_rng(0)
     rows = [{"a": float(rng.uniform(1, 9)), "b": float(rng.uniform(1, 9))} for _ in range(30)]

@@ -35,7 +35,7 @@ from hwopt.core.stage import Progress
 from hwopt.engine.prepare import prepare
 from hwopt.errors import ConfigError, HwoptError, LockHeldError, StageFailedError
 from hwopt.search.job import Job, Outcome
-from hwopt.search.ledger import Ledger, agree, close_storage, open_storage, patient
+from hwopt.search.ledger import Ledger, agree, close_storage, created, open_storage, patient
 from hwopt.search.perform import Here
 from hwopt.search.samplers import quiet
 from hwopt.search.session import Wish, identity_of
@@ -106,8 +106,7 @@ class QueueCrew:
 
     def _put(self, job: Job, attempt: int) -> int:
         facts: dict[str, JSON] = {"job": job.key, "tag": self._tag, "attempt": attempt}
-        study_id = self._study._study_id
-        return patient(lambda: self._storage.create_new_trial(study_id, template_trial=_waiting(facts)))
+        return created(self._storage, self._study._study_id, _waiting(facts))
 
     def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
         """Outcomes, as workers bring them; none as soon as another worker has come, who wants a job."""

@@ -136,7 +136,8 @@ class RayCrew:
                     self._put(out.job, out.attempt + 1)
                 else:
                     # What a task raised stands in its cause; a worker that died has none.
-                    said = str(getattr(error, "cause", None) or type(error).__name__).splitlines()[0]
+                    cause: BaseException = getattr(error, "cause", None) or error
+                    said = f"{type(cause).__name__}: {cause}".splitlines()[0]
                     reason = f"{_ATTEMPTS} workers were lost over it: {said}"
                     found.append((out.job, Outcome(status="failed", reason=reason)))
                 continue

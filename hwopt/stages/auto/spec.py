@@ -109,4 +109,6 @@ SPEC: Final = StageSpec(
     wants_source=lambda config: True,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
     known=lambda config: frozenset(),  # training decides
+    chooses_on=lambda config: config.tune.validation_share,
+    shortens=False,  # it plans its trainings by a budget
 )

@@ -53,20 +53,20 @@ class LatencyTable:
         """The sum of each model's layers; layers that are not in the table are timed first."""
         mean = sum(self.factors.values()) / len(self.factors) if self.factors else 1.0
         rows = self._rows(models)
-        return [self.call + sum(self.factors.get(name, mean) * t for name, t in row.items()) for row in rows]
+        return [self.call + sum(self.factors.get(name, mean) * t for name, t in row) for row in rows]
 
-    def _rows(self, models: Sequence[onnx.ModelProto]) -> list[dict[str, float]]:
-        """Time of every layer by name, without that of a call."""
+    def _rows(self, models: Sequence[onnx.ModelProto]) -> list[list[tuple[str, float]]]:
+        """Name and time of every layer, without that of a call; layers without weights share names."""
         keyed = [layers(model, self.bench.sample.shape[0]) for model in models]
         missing = {key: model for row in keyed for _, key, model in row if key not in self.times}
         self._time(missing)
-        return [{name: max(0.0, self.times[key] - 1.0) for name, key, _ in row} for row in keyed]
+        return [[(name, max(0.0, self.times[key] - 1.0)) for name, key, _ in row] for row in keyed]
 
     def correct(self, models: Sequence[onnx.ModelProto], measured: Sequence[float]) -> None:
         """Fit the factors to networks that were timed whole, in any unit: least squares, held near their mean."""
         rows = self._rows(models)
-        names = sorted({name for row in rows for name in row})
-        a = np.asarray([[1.0, *(row.get(name, 0.0) for name in names)] for row in rows])
+        names = sorted({name for row in rows for name, _ in row})
+        a = np.asarray([[1.0, *(sum(t for n, t in row if n == name) for name in names)] for row in rows])
         y = np.asarray(measured)
         scale = float(y @ a.sum(1) / (a.sum(1) @ a.sum(1)))  # one factor for all
         prior = np.full(a.shape[1], scale)
@@ -183,8 +183,11 @@ def _key(model: onnx.ModelProto) -> str:
 
 
 def agreement(predicted: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
-    """Kendall's tau-b, and the mean error of predicted shares of the first, which is the whole network."""
-    tau = float(kendalltau(predicted, measured).statistic)
+    """Kendall's tau-b of all but the first, and their mean error as shares of the first, which is the whole network.
+
+    The whole network is nearly always the slowest, and would agree for free.
+    """
+    tau = float(kendalltau(predicted[1:], measured[1:]).statistic)
     shares = [p / predicted[0] for p in predicted[1:]]
     real = [m / measured[0] for m in measured[1:]]
     error = float(np.mean([abs(p / r - 1) for p, r in zip(shares, real, strict=True)])) if real else 0.0

@@ -88,12 +88,12 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: ElasticConfig
     )
     sandwich = Sandwich(net, config.per_step, ctx.seed)
     try:
-        lesson = Lesson(data=data, seed=ctx.seed, ctx=ctx, resumes=True)
+        lesson = Lesson(data=data, seed=ctx.seed, ctx=ctx, sparse=network.recipe.sparse, resumes=True)
         history = lesson.give(network.module, config.train, "elastic", (sandwich,))
     finally:
         sandwich.close()
     began = time.process_time()
-    look = _Looks(ctx, config, net, data)
+    look = _Looks(ctx, config, net, data, network.recipe.sample_shape)
     rng = np.random.default_rng([ctx.seed, 13])
     shapes = look.some(rng, min(config.scored, net.count))
     predict = Predictor.fit(net, shapes, [look(s) for s in shapes])
@@ -105,7 +105,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: ElasticConfig
     if not seen:
         raise StageFailedError("no network was found within the goal", fix="loosen it, or raise generations")
     ranked = sorted(seen, key=lambda s: (-look(s), cost([s])[0]))
-    best, reached = cost.confirmed(ranked[:_CONFIRMED], goal)
+    best, reached = cost.confirmed(ranked, goal)
     ctx.progress(
         f"elastic: {look(best):.2%} on validation at {cost([best])[0]:.3f} of the {cost.unit}, "
         f"{len(look.found)} networks looked at"
@@ -123,7 +123,7 @@ def run(ctx: StageContext, inputs: Mapping[str, Artifact], config: ElasticConfig
         files={"checkpoint": path, "networks": table},
         facts={
             "training": {**history.cost, "cpu_seconds": history.cpu_seconds + time.process_time() - began},
-            "pruning_goal": reached.to_json(),
+            "pruning_goal": {**reached.to_json(), "stage": "elastic"},
             "elastic": {
                 "networks": net.count,
                 "groups": {name: list[JSON](choices) for name, choices in net.choices.items()},
@@ -205,10 +205,18 @@ class _Cost:
         return [float(sum(layer.macs for layer in layers_of(model))) for model in models]
 
     def confirmed(self, ranked: Sequence[Shape], goal: float) -> tuple[Shape, Reached]:
-        """The first of some that keeps the goal when it is timed whole; where none does, the nearest."""
+        """The first of some that keeps the goal when it is timed whole; where none does, the nearest.
+
+        Where the table is too hopeful, it is as hopeful of others: those that would miss by as much are passed over.
+        """
         tries: list[tuple[Shape, Reached]] = []
+        hope = 1.0  # measured over predicted, the worst so far
         for shape in ranked:
             share = self([shape])[0]
+            if share * hope > goal:
+                continue
+            if len(tries) == _CONFIRMED:
+                break
             interval, tier = Interval(share, share, share), Tier.ESTIMATED
             if self._bench is not None:
                 origin = self.model(self._net.whole) if self._origin is None else self._origin
@@ -219,6 +227,7 @@ class _Cost:
             tries.append((shape, reached))
             if reached.met:
                 return tries[-1]
+            hope = max(hope, interval.estimate / share)
         return min(tries, key=lambda one: one[1].interval.estimate)
 
     def model(self, shape: Shape) -> onnx.ModelProto:
@@ -254,7 +263,7 @@ class _Cost:
         self._base = None
         tau, error = agreement(self(shapes), [1.0, *self._timed(self._bench, first, models[1:])])
         self._ctx.progress(
-            f"elastic: the latency table ranks {len(shapes)} networks with tau {tau:.2f}, error {error:.1%}"
+            f"elastic: the latency table ranks {apart} networks with tau {tau:.2f}, error {error:.1%}"
         )
         if not tau >= self._config.least_tau:
             raise StageFailedError(
@@ -265,7 +274,7 @@ class _Cost:
         return {
             "tau": tau,
             "error": error,
-            "networks": len(shapes),
+            "networks": apart,
             "corrected_by": len(fitted),
             "layers": len(self._table.times),
         }
@@ -283,10 +292,17 @@ class _Cost:
 class _Looks:
     """Validation accuracies, each looked at once."""
 
-    def __init__(self, ctx: StageContext, config: ElasticConfig, net: SuperNet, data: Split) -> None:
+    def __init__(
+        self,
+        ctx: StageContext,
+        config: ElasticConfig,
+        net: SuperNet,
+        data: Split,
+        sample_shape: tuple[int, ...],
+    ) -> None:
         self._ctx, self._net, self._data = ctx, net, data
         self._round: Callable[[nn.Module], nn.Module] | None = (
-            _rounding(ctx, data) if config.quantized else None
+            _rounding(ctx, data, sample_shape) if config.quantized else None
         )
         self.found: dict[Shape, float] = {}
 
@@ -310,12 +326,11 @@ class _Looks:
         return list(found)
 
 
-def _rounding(ctx: StageContext, data: Split) -> Callable[[nn.Module], nn.Module]:
+def _rounding(ctx: StageContext, data: Split, shape: tuple[int, ...]) -> Callable[[nn.Module], nn.Module]:
     """Weights and activations on the device's grids, calibrated on a few samples: ranks change by it."""
     if ctx.hardware is None:
         raise StageFailedError("quantized: true needs a device", fix="name a target")
     scheme, samples = ctx.hardware.quantization, data.x[:256]
-    shape = tuple(ctx.data().sample_shape)
     settings = PtqSettings(tune=False)
     return lambda module: quantize_module(module, shape, scheme, samples, settings).graph
 

@@ -36,7 +36,9 @@ class ElasticConfig(Settings):
 
     latency: Goal | None = None  # share of the float model's latency, measured on the target
     macs: Goal | None = None  # share of its multiply-accumulates
-    widths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.75, 0.5, 0.25)  # shares of each group
+    widths: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (
+        1.0, 0.75, 0.5, 0.25,  # shares of each group
+    )  # fmt: skip
     depth: bool = False  # blocks that keep their input's shape may be left out
     per_step: Annotated[int, Field(ge=0, le=16)] = (
         2  # random networks in a step, beside the whole and the least
@@ -97,6 +99,7 @@ SPEC: Final = StageSpec(
     times=lambda config: config.latency is not None,
     wants_source=lambda config: True,
     known=lambda config: frozenset(),  # training decides
+    chooses_on=lambda config: config.train.validation_share,
     shortens=False,  # a super-net that has not converged is refused
     libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

@@ -182,20 +182,20 @@ class SuperNet:
         for name, places in self.narrow(shape).places.items():
             value: Tensor = whole[name]
             for dim, index in places:
-                value = value.index_select(dim, index)
+                value = value.index_select(dim, index.to(value.device))
             found[name] = value
         return found
 
     def answers(self, shape: Shape, x: Tensor) -> Tensor:
         """Outputs of a shape in training mode."""
         narrow = self.narrow(shape)
-        narrow.module.train()
+        narrow.module.to(x.device).train()  # its batch norms' statistics go along
         result: Tensor = functional_call(narrow.module, self.weights(shape), (x,))
         return result
 
     def alone(self, shape: Shape, samples: Tensor) -> nn.Module:
         """The network of a shape by itself; its batch-norm statistics are estimated anew, as they must be."""
-        module = copy.deepcopy(self.narrow(shape).module)
+        module = copy.deepcopy(self.narrow(shape).module).to(samples.device)
         with torch.no_grad():
             weights = self.weights(shape)
             for name, parameter in module.named_parameters():
@@ -264,21 +264,39 @@ def blocks_of(
             module, path, sample_shape
         ):
             continue
-        trial = copy.deepcopy(module)
-        keep = everything(structure)
-        for group in structure.groups:
-            keep[group.units[max(1, group.width // 2) :]] = False
-        try:
-            cut(trial, structure, keep)
-            leave_out(trial, [path])
-            run(trial, sample_shape)
-        except Exception:  # noqa: S112 - whatever the user's forward raises: this block stays
+        if not _runs_without(module, [path], structure, sample_shape):
             continue
         shorter = copy.deepcopy(module)
         leave_out(shorter, [path])
         refresh_batch_norm(shorter, x)
         rows.append((evaluate(shorter, x, y)[0], path))
-    return [path for _, path in sorted(rows)]
+    found: list[str] = []
+    for _, path in sorted(rows):
+        if _runs_without(module, [*found, path], structure, sample_shape):
+            found.append(path)
+    return found
+
+
+def _runs_without(
+    module: nn.Module, gone: Sequence[str], structure: Structure, sample_shape: Sequence[int]
+) -> bool:
+    """Whether a network runs without some parts, whatever the widths of its groups.
+
+    Widths are halved by the binary digits of a group's number: of any two groups, one is once halved and the other not.
+    """
+    groups = structure.groups
+    for digit in range(len(groups).bit_length() + 1):
+        trial, keep = copy.deepcopy(module), everything(structure)
+        for number, group in enumerate(groups, 1):
+            if digit == len(groups).bit_length() or number >> digit & 1:  # at last all of them
+                keep[group.units[max(1, group.width // 2) :]] = False
+        try:
+            cut(trial, structure, keep)
+            leave_out(trial, gone)
+            run(trial, sample_shape)
+        except Exception:  # whatever the user's forward raises: these parts stay
+            return False
+    return True
 
 
 def _keeps_shape(module: nn.Module, path: str, sample_shape: Sequence[int]) -> bool:
