@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from hwopt.cli.console import (
+    OUT_OF_TIME,
     STAGE_FAILED,
     VERDICT_CODES,
     json_option,
@@ -59,7 +60,7 @@ _SHOWN = 10
     "seconds",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
-    help="Begin no trial after it.",
+    help="Begin no trial after it; a worker that joins begins no job.",
 )
 @click.option(
     "--lease",
@@ -92,6 +93,9 @@ def search(
     checked = load(profile, overrides)
     wish = wanted(refit=not no_refit, **wishes)
     if join:
+        given = [name for name, asked in (("--crew", wish.crew != "here"), ("--no-refit", no_refit)) if asked]
+        if given:
+            raise click.UsageError(f"{given[0]} is for the lead, and --join works for one")
         done = load_reference("hwopt.search.crews.queue:join")(checked, place, say, wish)
         if as_json:
             print_json({"schema_version": 1, "jobs": done})
@@ -117,7 +121,10 @@ def search(
 def _code(found: Mapping[str, Any]) -> int:
     """PASS of the winner's run on the test split; FAIL where no version keeps the limits."""
     if found["winner"] is None:
-        return 1 if any(t["status"] == "ok" for t in found["trials"]) else STAGE_FAILED
+        became = {t["status"] for t in found["trials"]}
+        if "ok" in became:
+            return 1
+        return STAGE_FAILED if "failed" in became else OUT_OF_TIME  # the same command goes on
     record = found.get("record")
     if record is None:
         return 0
@@ -131,7 +138,14 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     trials: Sequence[Mapping[str, Any]] = found["trials"]
     done = [t for t in trials if t["status"] == "ok" and all(m in t["values"] for m in objectives)]
     falling = found["objectives"][0]["goal"] == "min"
-    done.sort(key=lambda t: t["values"][objectives[0]]["estimate"] * (1 if falling else -1))
+    first = found["winner"], objectives[0]
+    done.sort(
+        key=lambda t: (
+            t["number"] != first[0],
+            not t["keeps_limits"],
+            t["values"][first[1]]["estimate"] * (1 if falling else -1),
+        )
+    )
     rows = [["trial", *objectives, "front", "version"]]
     for trial in done[:_SHOWN]:
         mark = (
@@ -140,6 +154,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
             else "yes"
             if trial["number"] in found["front"]
             else ""
+            if trial["keeps_limits"]
+            else "misses limits"
         )
         version = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in trial["sample"].items())
         rows.append([str(trial["number"]), *(_number(trial["values"][m]) for m in objectives), mark, version])
@@ -157,7 +173,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 def _number(value: Mapping[str, Any]) -> str:
     low, high = value["low"], value["high"]
     text = f"{value['estimate']:.4g}"
-    return text if low == high else f"{text} [{_end(low)}, {_end(high)}]"
+    return text if low == high and low is not None else f"{text} [{_end(low)}, {_end(high)}]"
 
 
 def _end(value: float | None) -> str:

@@ -40,17 +40,27 @@ class Executed(Protocol):
 
 
 def make_record(
-    run_id: str, started: datetime, prepared: Prepared, state: Executed, rollback: JSON
+    run_id: str,
+    started: datetime,
+    prepared: Prepared,
+    state: Executed,
+    rollback: JSON,
+    judged: str | None = None,
 ) -> dict[str, Any]:
-    """The document that ``--json`` prints and that reports are rendered from."""
+    """The document that ``--json`` prints and that reports are rendered from.
+
+    Args:
+        judged: the one candidate that may be shipped; None: any.
+    """
     profile, plan = prepared.profile, prepared.plan
     targets = {t.name: t.hardware or prepared.host_profile for t in profile.targets}
     results: list[dict[str, Any]] = [_result(row, targets[row.target], prepared, state) for row in plan.rows]
     requirements: list[JSON] = []
     for result in results:
-        verdict, judged = judge_row(profile.requirements, result)
+        asked = judged is None or result["candidate"] == judged
+        verdict, reasons = judge_row(profile.requirements, result) if asked else (None, [])
         result["verdict"] = verdict.value if verdict else None
-        result["details"]["requirements"] = [j.to_json() for j in judged]
+        result["details"]["requirements"] = [j.to_json() for j in reasons]
     for requirement in profile.requirements:
         requirements.append(str(requirement))
     choices: dict[str, JSON] = {}

@@ -64,8 +64,8 @@ def front(every: Sequence[Point]) -> list[Point]:
     return found
 
 
-def scatter(data: Sequence[Point], x_name: str = "p50 latency, ms") -> Markup:
-    """Accuracy against ``x_name``; an empty string where there is nothing to show."""
+def scatter(data: Sequence[Point], x_name: str = "p50 latency, ms", y_name: str = "accuracy") -> Markup:
+    """A share against ``x_name``; an empty string where there is nothing to show."""
     if not data:
         return Markup("")
     x_ticks = ticks(0.0, max(p.x_high for p in data))
@@ -81,7 +81,7 @@ def scatter(data: Sequence[Point], x_name: str = "p50 latency, ms") -> Markup:
     summary = "; ".join(f"{p.name}: {p.y:.2f} % at {p.x:.4g}, {p.tier}" for p in data)
     parts = [
         Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="plot">').format(
-            WIDTH, HEIGHT, f"Accuracy against {x_name}. {summary}"
+            WIDTH, HEIGHT, f"{y_name.capitalize()} against {x_name}. {summary}"
         )
     ]
     for tick in x_ticks:
@@ -91,7 +91,7 @@ def scatter(data: Sequence[Point], x_name: str = "p50 latency, ms") -> Markup:
         parts.append(line(LEFT, py(tick), WIDTH - RIGHT, py(tick), "grid"))
         parts.append(text(LEFT - 8, py(tick) + 4, short(tick), "end"))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_name, "middle"))
-    parts.append(text(LEFT, TOP - 12, "accuracy, %", "middle"))
+    parts.append(text(LEFT, TOP - 12, f"{y_name}, %", "middle"))
     for a, b in pairwise(front(data)):
         parts.append(line(px(a.x), py(a.y), px(b.x), py(b.y), "front"))
     labels: list[tuple[float, float]] = []

@@ -85,7 +85,7 @@ def said(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "not known"
     low, high = value["low"], value["high"]
-    ends = "" if low == high else f" [{_short(low)}, {_short(high)}]"
+    ends = "" if low == high and low is not None else f" [{_short(low)}, {_short(high)}]"
     return f"{_short(value['estimate'])}{ends} ({value['tier']})"
 
 
@@ -130,7 +130,7 @@ def _scatter(found: Found) -> Markup:
         )
         for t in _trained(found, up, down)
     ]
-    return scatter(points, down)
+    return scatter(points, down, up.replace("_", " "))
 
 
 def _or(value: float | None, other: float) -> float:

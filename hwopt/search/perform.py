@@ -92,8 +92,17 @@ class Here:
             worker=self.name,
         )
 
-    def check(self) -> None:
-        """ConfigError where this machine is not the search's target, or has no number for what is asked."""
+    def check(self, *, refit: bool) -> None:
+        """ConfigError where this machine is not the search's target, or has no number for what is asked.
+
+        Args:
+            refit: whether the winner is to be judged here too.
+        """
+        if (problem := self.obstacle(refit=refit)) is not None:
+            raise problem
+
+    def obstacle(self, *, refit: bool) -> ConfigError | None:
+        """The error that ``check`` raises."""
         subject, where = self.subject, self.subject.profile.where("search")
         plan = prepare(subject.narrowed(subject.profile, subject.candidates)).plan
         rows = [r for r in plan.rows if r.target == subject.target and r.candidate in subject.candidates]
@@ -101,16 +110,24 @@ class Here:
         if not served:
             first = rows[0]
             fix = "search on such a machine, or have one work for it: --storage URL --crew queue"
-            raise ConfigError(str(first.unavailable), where=where, fix=first.fix or fix)
+            return ConfigError(str(first.unavailable), where=where, fix=first.fix or fix)
         stages = {step.key: step.stage for step in plan.steps}
         timed = {"benchmark", "estimate"} & {stages[key] for row in served for key in row.steps}
         ratios = sorted(subject.metrics(trained=True) & {"relative_latency", "speedup"})
         if ratios and not timed:
-            raise ConfigError(
+            return ConfigError(
                 f"{subject.target} is not this machine: milliseconds there are predicted, and no {ratios[0]}",
                 where=where,
                 fix="use latency_ms, or have such a machine work for it: --storage URL --crew queue",
             )
+        if refit and not timed and any(r.metric == "latency_ms" for r in subject.limits):
+            return ConfigError(
+                f"{subject.target} is not this machine: latency_ms is predicted for versions, and the winner's run, "
+                "which measures, could not judge it",
+                where=where,
+                fix="give --no-refit, and run winner.yaml on such a machine",
+            )
+        return None
 
     def close(self) -> None:
         """No more jobs."""

@@ -31,7 +31,7 @@ from hwopt.search.lead import Lead
 from hwopt.search.ledger import Ledger, Trial, close_storage, importances, open_storage
 from hwopt.search.perform import Here
 from hwopt.search.subject import Subject, written
-from hwopt.search.versions import restarted
+from hwopt.search.versions import best_of, restarted
 from hwopt.store.atomic import write_text
 from hwopt.store.store import Store
 
@@ -77,8 +77,12 @@ def search(
         )
     folder = store.root / "search" / name
     here = Here(subject=subject, store=store, progress=lambda text: progress("    " + text))
+    refits = wish.refit
     if wish.crew == "here":
-        here.check()
+        here.check(refit=wish.refit)
+    elif refits and (obstacle := here.obstacle(refit=True)) is not None:
+        progress(f"the winner's run will be left out: {obstacle.problems[0].problem}")
+        refits = False
     identity = identity_of(subject, here)
     with _led(folder, name), _opened(wish.storage, store.root / "search") as storage:
         ledger = Ledger(storage, name, subject, identity=identity)
@@ -111,13 +115,17 @@ def search(
                 _keep(folder, lead, error.problems[0].problem)
                 ledger.set_attribute("closed", error.problems[0].problem)
                 raise
+            except BaseException:  # Ctrl-C, a full disk: whoever looks at the page should not wait for more
+                with contextlib.suppress(Exception):
+                    _keep(folder, lead, "it was interrupted; the same command goes on")
+                raise
             finally:
                 crew.close()
             still_mine()
             ledger.set_attribute("closed", why)
         found = _keep(folder, lead, why)
         winner = lead.winner()
-        if winner is not None and wish.refit:
+        if winner is not None and refits:
             run_id, record = refit(subject, winner, store, progress, on_record)
             found |= {"run": run_id, "record": record}
     return found
@@ -132,12 +140,14 @@ def refit(
 ) -> tuple[str, dict[str, Any]]:
     """Train the winner on the whole training split, and look at the test split: once, and after the search."""
     progress(f"the winner is trial {winner.number}; it is trained on all data and judged on the test split")
-    best = subject.changed(winner.sample)
+    best, name = subject.changed(winner.sample), str(winner.sample.get(CANDIDATE, subject.candidate))
     if subject.settings.restarts > 1:
-        name = str(winner.sample.get(CANDIDATE, subject.candidate))
+        chain = next(c.chain for c in best.candidates if c.name == name)
         best = restarted(best, name, subject.settings.restarts)
+        name = best_of(name, chain, subject.settings.restarts)
     profile = replace(best, name=f"{subject.profile.name}-winner"[:64])
-    return engine.run(profile, store, progress, reference=subject.profile, on_record=on_record)
+    wish = engine.Wish(judged=name)  # its teachers and the float model do not pass in its place
+    return engine.run(profile, store, progress, wish, reference=subject.profile, on_record=on_record)
 
 
 def _keep(folder: Path, lead: Lead, why: str | None) -> dict[str, Any]:

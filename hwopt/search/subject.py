@@ -62,6 +62,11 @@ class Subject:
             if given not in known:
                 text = f"search.{key} names {given!r}, which the profile does not have"
                 problems.append(Problem(problem=text, where=at, fix=did_you_mean(given, known)))
+        if CANDIDATE in settings.space and settings.space[CANDIDATE].one_of is None:
+            text = "the axis candidate chooses among names, and has none"
+            problems.append(
+                Problem(problem=text, where=at, fix=f"write candidate: {{one_of: [{', '.join(names)}]}}")
+            )
         for one in settings.space[CANDIDATE].one_of or () if CANDIDATE in settings.space else ():
             if one not in names:
                 text = f"the axis candidate lists {one!r}, which is no candidate of the profile"

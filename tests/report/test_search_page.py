@@ -44,3 +44,15 @@ def test_a_page_before_anything_is_trained(tmp_path: Path) -> None:
     one = lead(subject(tmp_path, LR), MadeUp(lambda job: {"accuracy": 0.5}))
     page = search_page(one.summary(None))
     assert "No trained version keeps the limits." in page
+
+
+def test_the_plot_names_what_it_shows(tmp_path: Path) -> None:
+    both = [{"metric": "f1"}, {"metric": "macs"}]
+    one = lead(
+        subject(tmp_path, LR, trials=2, objectives=both),
+        MadeUp(lambda job: {"f1": 0.5, "macs": 9.0, "file_bytes": 9.0}),
+    )
+    page = search_page(one.summary(one.run()))
+    assert "F1 against macs" in page
+    assert "f1, %" in page
+    assert "ccuracy" not in page.partition("<table")[0]

@@ -13,8 +13,11 @@ from typing import Any
 import optuna
 import pytest
 
+from hwopt.cli.search import _code, _lines
 from hwopt.config.profile import load
 from hwopt.core.crossings import SEARCH_NAMES, VARIABLE
+from hwopt.engine.pipeline import Wish, run
+from hwopt.store.store import Store
 from tests.conftest import Command, Outcome, hwopt
 
 # A data set whose test split is nonsense: whoever looks at it while searching finds an accuracy of a tenth.
@@ -182,3 +185,87 @@ def test_nonsense_is_refused_and_nothing_is_trained(
         if p.name not in before
     ]
     assert not [label for label in labels if label.startswith("train")]
+
+
+SHARED = """\
+name: shared
+threads: 1
+data: {name: digits}
+model: {name: mlp, hidden: [64]}
+train: {epochs: 2, batch_size: 64}
+benchmark: {budget_seconds: 0.2, processes: 1}
+candidates: {fp32: [], int8: [{quantize: {method: ptq}}]}
+targets: [host-cpu]
+requirements: [{metric: file_bytes, min: 14000}]
+"""
+
+
+@pytest.mark.parametrize(("judged", "verdict", "choice"), [(None, "PASS", "fp32"), ("int8", "FAIL", None)])
+def test_the_float_model_does_not_pass_in_the_winners_place(
+    judged: str | None, verdict: str, choice: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text(SHARED)
+    store = Store(tmp_path / "store")
+    _, record = run(load(tmp_path / "p.yaml"), store, lambda text: None, Wish(judged=judged))
+    assert record["verdict"] == verdict
+    assert record["choice"] == {"host-cpu": choice}
+    assert [r["verdict"] for r in record["results"] if r["candidate"] == "fp32"] == [
+        None if judged else "PASS"
+    ]
+
+
+def _found(*statuses: str, winner: int | None = None) -> dict[str, Any]:
+    value = {"estimate": 0.5, "low": 0.5, "high": 0.5, "tier": "measured"}
+    trials = [
+        {"number": i, "status": s, "values": {"macs": {**value, "estimate": 1.0 + i}}, "sample": {"a.b": i},
+         "keeps_limits": i == winner}
+        for i, s in enumerate(statuses)
+    ]  # fmt: skip
+    return {
+        "winner": winner, "trials": trials, "front": [winner], "importance": {}, "ended": "x", "limits": ["macs ≤ 9"],
+        "objectives": [{"metric": "macs", "goal": "min"}], "surely_keeps_limits": True,
+        "surely_better_than_defaults": None, "counts": {"ok": len(statuses)},
+    }  # fmt: skip
+
+
+def test_exit_codes() -> None:
+    assert _code(_found("ok", "infeasible")) == 1
+    assert _code(_found("failed", "infeasible")) == 5
+    assert _code(_found("infeasible", "running")) == 8
+    assert _code(_found()) == 8
+    assert _code(_found("ok", winner=0)) == 0
+
+
+def test_the_winner_stands_first_and_what_misses_the_limits_says_so() -> None:
+    lines = _lines(_found(*["ok"] * 14, winner=13))
+    assert lines[2].split() == ["13", "14", "winner", "b", "13"]
+    assert all("misses limits" in line for line in lines[3:12])
+
+
+def test_a_worker_is_not_told_what_the_lead_is(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text(PROFILE)
+    (tmp_path / "my_data.py").write_text(DATA)
+    for words, says in (
+        (["--crew", "ray"], "--crew is for the lead"),
+        (["--no-refit"], "--no-refit is for the lead"),
+    ):
+        found = hwopt("search", "search.yaml", "--join", *words, cwd=tmp_path)
+        assert (found.code, says in found.err) == (2, True), found.err
+
+
+def test_an_interrupted_search_says_so_on_its_page(folder: Path, outcome: Outcome) -> None:
+    assert outcome.code == 0
+    page = folder / ".hwopt" / "search" / "stopped" / "report.html"
+    command = [sys.executable, "-c", "from hwopt.cli.main import main; main()", "search", "search.yaml"]
+    with subprocess.Popen(
+        [*command, "--study", "stopped", "--set", "seed=7"], cwd=folder, stderr=subprocess.PIPE
+    ) as going:
+        assert going.stderr is not None
+        while b"trial 0:" not in going.stderr.readline():
+            pass
+        going.send_signal(signal.SIGINT)
+        going.communicate(timeout=60)
+    assert going.returncode == 130
+    text = page.read_text()
+    assert "the same command goes on" in text
+    assert 'http-equiv="refresh"' not in text

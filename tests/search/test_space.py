@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ LIMIT = {"metric": "accuracy_drop", "max": 0.01}
         ({"space": {"candidates.small.7.prune.ratio": {"range": [0.1, 0.9]}}}, "no place in a list of 2"),
         ({"space": {"targets.0": {"one_of": ["a", "b"]}}}, "is what the search is about"),
         ({"space": {"candidate": {"one_of": ["float", "smal"]}}}, "no candidate of the profile"),
+        ({"space": {"candidate": {"integers": [0, 3]}}}, "chooses among names, and has none"),
         ({"space": LR, "target": "host"}, "'host', which the profile does not have"),
         ({"space": LR, "objectives": [{"metric": "acuracy"}]}, "acuracy"),
     ],
@@ -224,8 +226,6 @@ def test_what_is_known_before_training_needs_none(tmp_path: Path) -> None:
 
 
 def _with_chain(one: Subject, config: Any, stage: str = "quantize") -> Any:
-    from dataclasses import replace
-
     candidate = one.profile.candidates[1]
     link = replace(candidate.chain[1], stage=stage, config=config)
     return replace(one.profile, candidates=(replace(candidate, chain=(link,)),))
@@ -528,10 +528,10 @@ def test_other_targets_do_not_matter(tmp_path: Path) -> None:
         "{prune: {ratio: 0.5}}, {quantize: {method: ptq}}", "{elastic: {latency: 0.5}}"
     )
     one = _of(tmp_path, head, {"candidate": "small", "target": "host-cpu"}, [])
-    Here(subject=one, store=Store(tmp_path / "store"), progress=lambda text: None).check()
+    Here(subject=one, store=Store(tmp_path / "store"), progress=lambda text: None).check(refit=True)
     arm = _of(tmp_path, HEAD.replace("host-cpu", "arm64-dotprod"), {}, [])
     with pytest.raises(ConfigError, match="this machine is not a arm64-dotprod"):
-        Here(subject=arm, store=Store(tmp_path / "store"), progress=lambda text: None).check()
+        Here(subject=arm, store=Store(tmp_path / "store"), progress=lambda text: None).check(refit=True)
 
 
 def test_defaults_of_an_optimizer_within_a_chain(tmp_path: Path) -> None:
@@ -560,3 +560,36 @@ def test_a_speed_up_is_the_inverse_of_a_share(
         return
     with pytest.raises(ConfigError, match="is a relative latency of at least"):
         _of(tmp_path, HEAD, {}, made)
+
+
+def test_a_lesser_machine_is_predicted_and_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hwopt.search.perform import Here
+    from hwopt.store.store import Store
+
+    def here(*requirements: dict[str, Any], **search: Any) -> Here:
+        head = HEAD.replace("host-cpu", "x86-avx2")
+        of = _of(tmp_path, head, {"candidate": "float", **search}, [dict(r) for r in requirements])
+        return Here(subject=of, store=Store(tmp_path / "store"), progress=lambda text: None)
+
+    planned = prepare
+
+    def elsewhere(profile: Any) -> Any:
+        """As on a machine that has more than the target: nothing is timed."""
+        found = planned(profile)
+        timed = {step.key for step in found.plan.steps if step.stage == "benchmark"}
+        rows = [
+            replace(r, steps=tuple(k for k in r.steps if k not in timed), unavailable=None)
+            for r in found.plan.rows
+        ]
+        return replace(found, plan=replace(found.plan, rows=tuple(rows)))
+
+    monkeypatch.setattr("hwopt.search.perform.prepare", elsewhere)
+    with pytest.raises(ConfigError, match="are predicted, and no relative_latency"):
+        here(objectives=[{"metric": "relative_latency"}]).check(refit=False)
+    limit = {"metric": "latency_ms", "max": 5.0}
+    here(limit, objectives=[{"metric": "accuracy"}]).check(refit=False)
+    with pytest.raises(ConfigError, match="could not judge it"):
+        here(limit, objectives=[{"metric": "accuracy"}]).check(refit=True)
+    here(objectives=[{"metric": "latency_ms"}]).check(refit=True)

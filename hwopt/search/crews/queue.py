@@ -208,6 +208,7 @@ def _serve(
     # Workers and lead of a search that is taken up again may be started together: the first look may be too early.
     leaves: float | None = time.monotonic() + _ARRIVAL_SECONDS
     waits = False
+    ends = None if wish.seconds is None else time.monotonic() + wish.seconds
     while True:
         if ledger_id is None:
             found = patient(lambda: _found(storage, name))
@@ -225,6 +226,9 @@ def _serve(
             study = patient(partial(_study, storage, jobs))
         if study is None:
             raise StageFailedError("no jobs are kept")
+        if ends is not None and time.monotonic() > ends:
+            progress("the time is over")
+            return done
         claimed = _claimed(storage, study, tags)
         if claimed is not None:
             _do(storage, claimed, here, progress)
