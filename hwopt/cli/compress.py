@@ -12,6 +12,9 @@ from hwopt.cli.single import common, finish, settings, target_option
 from hwopt.config.profile import load
 from hwopt.engine.judge import goals_of, worst
 from hwopt.engine.single import Job, device, run_stage
+from hwopt.errors import ConfigError
+from hwopt.planning.planner import choosing_problems
+from hwopt.plugins import resolve
 
 _IMPORTANCE: Final = ["l1", "l2", "batch_norm", "taylor", "fisher", "hessian"]
 _SCHEDULES: Final = ["one_shot", "iterative", "growing"]
@@ -49,6 +52,9 @@ def _run(
     say = progress(quiet)
     job = Job(profile=load(profile, overrides), hardware=device(target), progress=say)
     config = settings(stage, **given)
+    held = getattr(job.profile.source.config, "validation_share", 1.0)
+    for text, fix in choosing_problems(resolve("stage", stage), config, held):
+        raise ConfigError(text, where=str(profile), fix=fix)
     inputs = {"checkpoint": checkpoint}
     if source is not None:
         inputs["source"] = source

@@ -117,8 +117,10 @@ class StageSpec:
     untrained: Callable[[Any], Settings | None] = unchanged
     # Metrics of a network's structure that do not depend on what it has learnt; None: all of them.
     known: Callable[[Any], frozenset[str] | None] = all_known
-    # Share of the training split that it chooses on; None where it chooses nothing by its accuracy.
-    chooses_on: Callable[[Any], float | None] = nothing
+    # Share of the training split that its own training leaves out; None where it trains nothing.
+    holds_back: Callable[[Any], float | None] = nothing
+    # Whether it chooses by the accuracy on that share.
+    chooses: bool = False
     # Whether a share of its training shows how good the whole will be.
     shortens: bool = True
 

@@ -89,6 +89,7 @@ class _Builder:
             found[(problem.problem, problem.where)] = problem
         for candidate in self.candidates:
             kind = resolve("stage", self.profile.source.stage).produces["checkpoint"]
+            held = float(getattr(self.profile.source.config, "validation_share", 1.0))
             for link in candidate.chain:
                 spec: StageSpec = resolve("stage", link.stage)
                 if kind not in spec.consumes["checkpoint"]:
@@ -111,8 +112,12 @@ class _Builder:
                     text = f"{link.stage} takes the float model from several seeds, and stands behind another step"
                     problem = Problem(problem=text, where=link.where, fix="put it first in the chain")
                     found[(text, link.where)] = problem
-                for text, fix in self.member_problems(spec, link) + self.choosing_problems(spec, link):
+                for text, fix in self.member_problems(spec, link) + choosing_problems(
+                    spec, link.config, held
+                ):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
+                own = spec.holds_back(link.config)
+                held = held if own is None else min(held, own)
                 for text, fix in self.teacher_problems(candidate, link):
                     found[(text, link.where)] = Problem(problem=text, where=link.where, fix=fix)
                 kind = spec.produces["checkpoint"]
@@ -152,18 +157,6 @@ class _Builder:
                 )
             ]
         return []
-
-    def choosing_problems(self, spec: StageSpec, link: Link) -> list[tuple[str, str]]:
-        """Samples that a step chooses on, and that the float model has learnt: all splits begin alike."""
-        asked = spec.chooses_on(link.config)
-        held = getattr(self.profile.source.config, "validation_share", None)  # None: nothing is trained
-        if asked is None or held is None or asked <= held:
-            return []
-        text = (
-            f"{link.stage} chooses on {asked:g} of the training split, and train holds back {held:g}: "
-            "the rest of them it has learnt"
-        )
-        return [(text, f"set train.validation_share: {asked:g}")]
 
     def teacher_problems(self, candidate: Candidate, link: Link) -> list[tuple[str, str]]:
         """A teacher that is no candidate, or that learns from its own student."""
@@ -438,3 +431,19 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def choosing_problems(spec: StageSpec, config: Settings, held: float) -> list[tuple[str, str]]:
+    """Samples that a step chooses on, and that its network has learnt: all splits begin alike.
+
+    Args:
+        held: the least share of the training split that the network's trainings before left out.
+    """
+    asked = spec.holds_back(config)
+    if not spec.chooses or asked is None or asked <= held:
+        return []
+    text = (
+        f"{spec.name} chooses on {asked:g} of the training split, of which {held:g} were held back before: "
+        "the rest it has learnt"
+    )
+    return [(text, f"set validation_share: {asked:g} in every training before, train among them")]

@@ -382,8 +382,18 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
         ("[{elastic: {macs: 0.5, train: {precision: fp64}}}]", 2, "fp64"),
         ("[{ensemble: {members: 1}}]", 2, "greater than or equal to 2"),
         ("[{elastic: {macs: 0.5, widths: []}}]", 2, "at least 1 item"),
-        ("[{elastic: {macs: 0.5, train: {validation_share: 0.2}}}]", 2, "train holds back 0.1"),
-        ("[{auto: {latency: 0.5, tune: {validation_share: 0.2}}}]", 2, "train holds back 0.1"),
+        ("[{elastic: {macs: 0.5, train: {validation_share: 0.2}}}]", 2, "of which 0.1 were held back before"),
+        (
+            "[{finetune: {validation_share: 0.0}}, {elastic: {macs: 0.5}}]",
+            2,
+            "of which 0 were held back before",
+        ),
+        (
+            "[{prune: {ratio: 0.2, schedule: iterative, tune: {validation_share: 0.0}}}, {auto: {latency: 0.5}}]",
+            2,
+            "of which 0 were held back before",
+        ),
+        ("[{auto: {latency: 0.5, tune: {validation_share: 0.2}}}]", 2, "of which 0.1 were held back before"),
     ],
 )
 def test_bad_settings(chain: str, code: int, says: str, tmp_path: Path, command: Command) -> None:

@@ -109,6 +109,7 @@ SPEC: Final = StageSpec(
     wants_source=lambda config: True,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
     known=lambda config: frozenset(),  # training decides
-    chooses_on=lambda config: config.tune.validation_share,
+    holds_back=lambda config: config.tune.validation_share,
+    chooses=True,
     shortens=False,  # it plans its trainings by a budget
 )

@@ -99,7 +99,8 @@ SPEC: Final = StageSpec(
     times=lambda config: config.latency is not None,
     wants_source=lambda config: True,
     known=lambda config: frozenset(),  # training decides
-    chooses_on=lambda config: config.train.validation_share,
+    holds_back=lambda config: config.train.validation_share,
+    chooses=True,
     shortens=False,  # a super-net that has not converged is refused
     libraries=("torch", "onnx", "onnxscript", "scipy"),
 )

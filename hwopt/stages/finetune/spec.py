@@ -31,4 +31,5 @@ SPEC: Final = StageSpec(
     wants_source=lambda config: config.distill is not None,
     libraries=("torch",),
     untrained=lambda config: None,
+    holds_back=lambda config: config.validation_share,
 )

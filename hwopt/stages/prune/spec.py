@@ -164,6 +164,7 @@ SPEC: Final = StageSpec(
     facet=facet,
     times=lambda config: config.needs_timing,
     untrained=untrained,
+    holds_back=lambda config: None if config.schedule == "one_shot" else config.tune.validation_share,
     known=known,
     wants_source=lambda config: True,
     libraries=("torch", "onnx", "onnxscript", "scipy"),
