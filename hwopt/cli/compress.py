@@ -51,8 +51,11 @@ def _run(
 ) -> int:
     say = progress(quiet)
     job = Job(profile=load(profile, overrides), hardware=device(target), progress=say)
-    config = settings(stage, **given)
-    held = getattr(job.profile.source.config, "validation_share", 1.0)
+    config: Any = settings(stage, **given)
+    held = float(getattr(job.profile.source.config, "validation_share", 1.0))
+    if stage == "auto" and 0 < held < config.tune.validation_share:
+        say(f"auto chooses on {held:g} of the training split, as much as train holds back")
+        config = config.model_copy(update={"tune": config.tune.model_copy(update={"validation_share": held})})
     for text, fix in choosing_problems(resolve("stage", stage), config, held):
         raise ConfigError(text, where=str(profile), fix=fix)
     inputs = {"checkpoint": checkpoint}

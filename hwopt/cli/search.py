@@ -127,7 +127,7 @@ def _code(found: Mapping[str, Any]) -> int:
         return STAGE_FAILED if "failed" in became else OUT_OF_TIME  # the same command goes on
     record = found.get("record")
     if record is None:
-        return 0
+        return VERDICT_CODES["INCONCLUSIVE"] if found.get("not_run") else 0
     if any(r["status"] == "failed" for r in record["results"]):
         return STAGE_FAILED
     return VERDICT_CODES[str(record["verdict"])]
@@ -164,6 +164,10 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     if shares:
         lines.append("what mattered: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
     record = found.get("record")
+    if found.get("not_run"):
+        lines.append(
+            f"INCONCLUSIVE: the winner was not run here: {found['not_run']}; winner.yaml is its profile"
+        )
     if record is not None:
         lines.append(f"on the test split: {sentence(record)}")
         lines.append(f"run:     {found['run']}")

@@ -44,6 +44,7 @@ class Head(Settings):
     name: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    ship: str | None = None
     data: object
     model: object
     train: object = {}
@@ -92,6 +93,9 @@ def checked(document: Document, text: str) -> PipelineProfile:
     inspect = reader.section("inspect", value.get("inspect", {}))
     release = validate(Release, value.get("release", {}), document, ("release",), problems)
     candidates = reader.candidates(value["candidates"]) if "candidates" in value else ()
+    if head is not None and head.ship is not None and head.ship not in {c.name for c in candidates}:
+        fix = did_you_mean(head.ship, [c.name for c in candidates])
+        reader.complain(f"ship names {head.ship!r}, which is no candidate", ("ship",), fix)
     targets = reader.targets(value["targets"]) if "targets" in value else ()
     requirements = reader.requirements(value.get("requirements", []), targets)
     track = reader.trackers(value.get("track", []))
@@ -113,6 +117,7 @@ def checked(document: Document, text: str) -> PipelineProfile:
         name=head.name,
         seed=head.seed,
         threads=head.threads,
+        ship=head.ship,
         data=data,
         data_where=document.where(("data",), key=True),
         model=model,

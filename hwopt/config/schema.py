@@ -75,7 +75,7 @@ def _profile() -> Schema:
     for name in ("runtime", "threads", "spinning"):  # those of the benchmark
         inspect["properties"].pop(name)
     head = Head.model_json_schema()
-    properties: Schema = {name: head["properties"][name] for name in ("name", "seed", "threads")}
+    properties: Schema = {name: head["properties"][name] for name in ("name", "seed", "threads", "ship")}
     trackers = []
     for name in sorted(table("tracker")):
         tracker: SinkSpec = resolve("tracker", name)

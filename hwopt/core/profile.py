@@ -137,5 +137,6 @@ class PipelineProfile:
     release: Release = field(default_factory=Release)
     limits: RunLimits = field(default_factory=RunLimits)
     search: SearchSettings | None = None  # serves `hwopt search` only
+    ship: str | None = None  # the one candidate that is judged; others are there to be compared with
     holdout: Holdout | None = None  # what stands in for the test split while searching
     track: tuple[Choice, ...] = ()  # trackers beside the ledger; no part of any step's key

@@ -47,7 +47,6 @@ class Wish:
     seconds: float | None = None  # when they are over, the run ends; finished steps are kept
     jobs: int = 1  # steps at a time; measured ones always run alone
     isolated: bool = True  # stages in worker processes
-    judged: str | None = None  # this candidate alone is judged; others are there to be compared with
 
 
 @dataclass(slots=True, kw_only=True)
@@ -383,7 +382,7 @@ def run(
             log("run failed", reason=error.problems[0].problem)
             raise
         record = make_record(
-            run_id, started, prepared, state, rollback_state(store, profile.release.rollback), wish.judged
+            run_id, started, prepared, state, rollback_state(store, profile.release.rollback)
         )
         crossing("run.judged")
         # As it will be read: a report of today and one of next year are the same bytes.

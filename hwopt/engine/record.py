@@ -40,27 +40,18 @@ class Executed(Protocol):
 
 
 def make_record(
-    run_id: str,
-    started: datetime,
-    prepared: Prepared,
-    state: Executed,
-    rollback: JSON,
-    judged: str | None = None,
+    run_id: str, started: datetime, prepared: Prepared, state: Executed, rollback: JSON
 ) -> dict[str, Any]:
-    """The document that ``--json`` prints and that reports are rendered from.
-
-    Args:
-        judged: the one candidate that may be shipped; None: any.
-    """
+    """The document that ``--json`` prints and that reports are rendered from."""
     profile, plan = prepared.profile, prepared.plan
     targets = {t.name: t.hardware or prepared.host_profile for t in profile.targets}
     results: list[dict[str, Any]] = [_result(row, targets[row.target], prepared, state) for row in plan.rows]
     requirements: list[JSON] = []
     for result in results:
-        asked = judged is None or result["candidate"] == judged
-        verdict, reasons = judge_row(profile.requirements, result) if asked else (None, [])
+        asked = profile.ship in {None, result["candidate"]}
+        verdict, judged = judge_row(profile.requirements, result) if asked else (None, [])
         result["verdict"] = verdict.value if verdict else None
-        result["details"]["requirements"] = [j.to_json() for j in reasons]
+        result["details"]["requirements"] = [j.to_json() for j in judged]
     for requirement in profile.requirements:
         requirements.append(str(requirement))
     choices: dict[str, JSON] = {}
@@ -90,6 +81,7 @@ def make_record(
         "seconds": (datetime.now(UTC) - started).total_seconds(),
         "seed": profile.seed,
         "threads": prepared.threads,
+        "ship": profile.ship,
         "profile": {"path": str(profile.path), "text": profile.text, "digest": digest_of(profile.text)},
         "bounds": [r.to_json() for r in profile.requirements],
         "release": {**profile.release.to_json(), "rollback_state": rollback},

@@ -446,4 +446,5 @@ def choosing_problems(spec: StageSpec, config: Settings, held: float) -> list[tu
         f"{spec.name} chooses on {asked:g} of the training split, of which {held:g} were held back before: "
         "the rest it has learnt"
     )
-    return [(text, f"set validation_share: {asked:g} in every training before, train among them")]
+    fix = f"set validation_share: {asked:g} in every training before, train among them"
+    return [(text, fix + (f", or its own to {held:g}" if held > 0 else ""))]

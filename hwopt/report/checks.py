@@ -459,7 +459,8 @@ def _robustness(record: Record, target: str, row: Row) -> Iterator[Check]:
 
 
 def _trade_offs(record: Record, target: str, row: Row) -> Iterator[Check]:
-    beaten = [r["candidate"] for r in record["results"] if r["target"] == target and dominates(r, row)]
+    may = [r for r in record["results"] if record.get("ship") in {None, r["candidate"]}]
+    beaten = [r["candidate"] for r in may if r["target"] == target and dominates(r, row)]
     said = (
         f"{', '.join(beaten)} is better in speed, accuracy and size"
         if beaten

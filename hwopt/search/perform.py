@@ -98,36 +98,46 @@ class Here:
         Args:
             refit: whether the winner is to be judged here too.
         """
-        if (problem := self.obstacle(refit=refit)) is not None:
+        timed, problem = self._looked_at()
+        ratios = sorted(self.subject.metrics(trained=True) & {"relative_latency", "speedup"})
+        if problem is None and ratios and not timed:
+            problem = self._error(
+                f"milliseconds there are predicted, and no {ratios[0]}",
+                "use latency_ms, or have such a machine work for it: --storage URL --crew queue",
+            )
+        if problem is None and refit:
+            problem = self.unjudgeable()
+        if problem is not None:
             raise problem
 
-    def obstacle(self, *, refit: bool) -> ConfigError | None:
-        """The error that ``check`` raises."""
-        subject, where = self.subject, self.subject.profile.where("search")
+    def unjudgeable(self) -> ConfigError | None:
+        """Why the winner's run could not judge every limit on this machine."""
+        timed, problem = self._looked_at()
+        times = sorted({str(r.metric) for r in self.subject.limits} & _TIMES)
+        if problem is None and times and not timed:
+            problem = self._error(
+                f"{times[0]} is predicted at most, and the winner's run, which measures, could not judge it",
+                "give --no-refit, and run winner.yaml on such a machine",
+            )
+        return problem
+
+    def _error(self, problem: str, fix: str) -> ConfigError:
+        where = self.subject.profile.where("search")
+        return ConfigError(f"{self.subject.target} is not this machine: {problem}", where=where, fix=fix)
+
+    def _looked_at(self) -> tuple[bool, ConfigError | None]:
+        """Whether the target is timed here, and why nothing of it can be told at all."""
+        subject = self.subject
         plan = prepare(subject.narrowed(subject.profile, subject.candidates)).plan
         rows = [r for r in plan.rows if r.target == subject.target and r.candidate in subject.candidates]
         served = [r for r in rows if r.unavailable is None]
-        if not served:
-            first = rows[0]
-            fix = "search on such a machine, or have one work for it: --storage URL --crew queue"
-            return ConfigError(str(first.unavailable), where=where, fix=first.fix or fix)
         stages = {step.key: step.stage for step in plan.steps}
-        timed = {"benchmark", "estimate"} & {stages[key] for row in served for key in row.steps}
-        ratios = sorted(subject.metrics(trained=True) & {"relative_latency", "speedup"})
-        if ratios and not timed:
-            return ConfigError(
-                f"{subject.target} is not this machine: milliseconds there are predicted, and no {ratios[0]}",
-                where=where,
-                fix="use latency_ms, or have such a machine work for it: --storage URL --crew queue",
-            )
-        if refit and not timed and any(r.metric == "latency_ms" for r in subject.limits):
-            return ConfigError(
-                f"{subject.target} is not this machine: latency_ms is predicted for versions, and the winner's run, "
-                "which measures, could not judge it",
-                where=where,
-                fix="give --no-refit, and run winner.yaml on such a machine",
-            )
-        return None
+        timed = bool({"benchmark", "estimate"} & {stages[key] for row in served for key in row.steps})
+        if served:
+            return timed, None
+        first, where = rows[0], subject.profile.where("search")
+        fix = first.fix or "search on such a machine, or have one work for it: --storage URL --crew queue"
+        return timed, ConfigError(str(first.unavailable), where=where, fix=fix)
 
     def close(self) -> None:
         """No more jobs."""

@@ -24,7 +24,7 @@ from hwopt.core.search import CANDIDATE
 from hwopt.core.stage import Progress
 from hwopt.engine import pipeline as engine
 from hwopt.engine.prepare import code_digest
-from hwopt.errors import ConfigError, LockHeldError
+from hwopt.errors import ConfigError, HwoptError, LockHeldError
 from hwopt.plugins import load_reference
 from hwopt.report.search import search_page
 from hwopt.search.lead import Lead
@@ -77,12 +77,12 @@ def search(
         )
     folder = store.root / "search" / name
     here = Here(subject=subject, store=store, progress=lambda text: progress("    " + text))
-    refits = wish.refit
+    not_run: str | None = None if wish.refit else "it was not asked for"
     if wish.crew == "here":
         here.check(refit=wish.refit)
-    elif refits and (obstacle := here.obstacle(refit=True)) is not None:
-        progress(f"the winner's run will be left out: {obstacle.problems[0].problem}")
-        refits = False
+    elif wish.refit and (obstacle := here.unjudgeable()) is not None:
+        not_run = obstacle.problems[0].problem
+        progress(f"the winner's run will be left out: {not_run}")
     identity = identity_of(subject, here)
     with _led(folder, name), _opened(wish.storage, store.root / "search") as storage:
         ledger = Ledger(storage, name, subject, identity=identity)
@@ -111,13 +111,14 @@ def search(
             ledger.set_attribute("closed", None)
             try:
                 why = lead.run()
-            except ConfigError as error:
-                _keep(folder, lead, error.problems[0].problem)
-                ledger.set_attribute("closed", error.problems[0].problem)
-                raise
-            except BaseException:  # Ctrl-C, a full disk: whoever looks at the page should not wait for more
-                with contextlib.suppress(Exception):
-                    _keep(folder, lead, "it was interrupted; the same command goes on")
+            except (HwoptError, KeyboardInterrupt) as error:  # who looks at the page should not wait for more
+                text = "it was interrupted; the same command goes on"
+                why = error.problems[0].problem if isinstance(error, HwoptError) else text
+                if lead.trials and not isinstance(error, LockHeldError):  # else it is another's page
+                    with contextlib.suppress(Exception):
+                        _keep(folder, lead, why)
+                if isinstance(error, ConfigError):
+                    ledger.set_attribute("closed", why)
                 raise
             finally:
                 crew.close()
@@ -125,9 +126,11 @@ def search(
             ledger.set_attribute("closed", why)
         found = _keep(folder, lead, why)
         winner = lead.winner()
-        if winner is not None and refits:
+        if winner is not None and not_run is None:
             run_id, record = refit(subject, winner, store, progress, on_record)
             found |= {"run": run_id, "record": record}
+        elif winner is not None and wish.refit:
+            found |= {"not_run": not_run}
     return found
 
 
@@ -145,9 +148,8 @@ def refit(
         chain = next(c.chain for c in best.candidates if c.name == name)
         best = restarted(best, name, subject.settings.restarts)
         name = best_of(name, chain, subject.settings.restarts)
-    profile = replace(best, name=f"{subject.profile.name}-winner"[:64])
-    wish = engine.Wish(judged=name)  # its teachers and the float model do not pass in its place
-    return engine.run(profile, store, progress, wish, reference=subject.profile, on_record=on_record)
+    profile = replace(best, name=f"{subject.profile.name}-winner"[:64], ship=name)
+    return engine.run(profile, store, progress, reference=subject.profile, on_record=on_record)
 
 
 def _keep(folder: Path, lead: Lead, why: str | None) -> dict[str, Any]:

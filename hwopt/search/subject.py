@@ -200,8 +200,8 @@ class Subject:
             for key, given in options.items():
                 if isinstance(given, str) and Path(given).is_absolute() and key in value[section]:
                     value[section][key] = given
+        name = called = str(sample.get(CANDIDATE, self.candidate))
         if self.settings.restarts > 1:
-            name = str(sample.get(CANDIDATE, self.candidate))
             again = restarted(tried, name, self.settings.restarts)
             first = next(c for c in again.candidates if c.chain and c.chain[0].stage == "ensemble").chain[0]
             chain = value["candidates"].pop(name)
@@ -212,6 +212,7 @@ class Subject:
                 {first.stage: first.config.model_dump(mode="json", exclude_unset=True)},
                 *chain,
             ]
+        value["ship"] = called  # its teachers and the float model do not pass in its place
         return {k: v for k, v in value.items() if k != "search"}
 
     def defaults(self) -> Sample:
@@ -243,7 +244,7 @@ class Subject:
         problems: dict[str, Problem] = {}
         base = self.defaults()
         for name, axis in self.settings.space.items():
-            if name.partition(".")[0] in {"search", "requirements", "targets", "name", "data"}:
+            if name.partition(".")[0] in {"search", "requirements", "targets", "name", "data", "ship"}:
                 text = f"search.space: {name} is what the search is about, and cannot be searched itself"
                 problems[name] = Problem(
                     problem=text, where=self.profile.where("search"), fix="remove the axis"

@@ -16,7 +16,10 @@ import pytest
 from hwopt.cli.search import _code, _lines
 from hwopt.config.profile import load
 from hwopt.core.crossings import SEARCH_NAMES, VARIABLE
-from hwopt.engine.pipeline import Wish, run
+from hwopt.engine.pipeline import run
+from hwopt.errors import ConfigError
+from hwopt.search.session import Wish as SearchWish
+from hwopt.search.session import search
 from hwopt.store.store import Store
 from tests.conftest import Command, Outcome, hwopt
 
@@ -204,9 +207,8 @@ requirements: [{metric: file_bytes, min: 14000}]
 def test_the_float_model_does_not_pass_in_the_winners_place(
     judged: str | None, verdict: str, choice: str | None, tmp_path: Path
 ) -> None:
-    (tmp_path / "p.yaml").write_text(SHARED)
-    store = Store(tmp_path / "store")
-    _, record = run(load(tmp_path / "p.yaml"), store, lambda text: None, Wish(judged=judged))
+    (tmp_path / "p.yaml").write_text(SHARED + (f"ship: {judged}\n" if judged else ""))
+    _, record = run(load(tmp_path / "p.yaml"), Store(tmp_path / "store"), lambda text: None)
     assert record["verdict"] == verdict
     assert record["choice"] == {"host-cpu": choice}
     assert [r["verdict"] for r in record["results"] if r["candidate"] == "fp32"] == [
@@ -234,6 +236,9 @@ def test_exit_codes() -> None:
     assert _code(_found("infeasible", "running")) == 8
     assert _code(_found()) == 8
     assert _code(_found("ok", winner=0)) == 0
+    away = {**_found("ok", winner=0), "not_run": "this machine is another"}
+    assert _code(away) == 3
+    assert "INCONCLUSIVE: the winner was not run here: this machine is another" in "\n".join(_lines(away))
 
 
 def test_the_winner_stands_first_and_what_misses_the_limits_says_so() -> None:
@@ -269,3 +274,28 @@ def test_an_interrupted_search_says_so_on_its_page(folder: Path, outcome: Outcom
     text = page.read_text()
     assert "the same command goes on" in text
     assert 'http-equiv="refresh"' not in text
+
+
+def test_only_a_candidate_can_be_shipped(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(SHARED + "ship: int9\n")
+    with pytest.raises(ConfigError, match=r"ship names 'int9', which is no candidate") as caught:
+        load(tmp_path / "p.yaml")
+    assert f"{tmp_path}/p.yaml:10" in str(caught.value)
+    assert "int8" in str(caught.value)
+
+
+def test_a_lead_that_was_stopped_before_it_knew_anything_leaves_the_page(
+    folder: Path, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert outcome.code == 0
+    page = folder / ".hwopt" / "search" / "nonsense-test" / "report.html"
+    before = page.read_text()
+
+    def interrupted(self: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hwopt.search.ledger.Ledger.trials", interrupted)
+    monkeypatch.chdir(folder)
+    with pytest.raises(KeyboardInterrupt):
+        search(load(Path("search.yaml")), Store(Path(".hwopt")), lambda text: None, SearchWish())
+    assert page.read_text() == before

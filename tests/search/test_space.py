@@ -442,6 +442,7 @@ def test_a_winner_that_is_trained_several_times_can_be_run(name: str, share: flo
     path.write_text(written(one, sample, Path("p.yaml")))
     assert [c.name for c in load(path).candidates] == [c.name for c in again.candidates]
     assert load(path).candidates[0].chain[0].config == again.candidates[0].chain[0].config
+    assert load(path).ship == again.candidates[0].name
     prepare(load(path))
 
 
@@ -593,3 +594,5 @@ def test_a_lesser_machine_is_predicted_and_not_judged(
     with pytest.raises(ConfigError, match="could not judge it"):
         here(limit, objectives=[{"metric": "accuracy"}]).check(refit=True)
     here(objectives=[{"metric": "latency_ms"}]).check(refit=True)
+    assert here(LIMIT, objectives=[{"metric": "speedup"}]).unjudgeable() is None
+    assert here(limit, objectives=[{"metric": "accuracy"}]).unjudgeable() is not None

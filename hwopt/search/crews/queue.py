@@ -210,6 +210,9 @@ def _serve(
     waits = False
     ends = None if wish.seconds is None else time.monotonic() + wish.seconds
     while True:
+        if ends is not None and time.monotonic() > ends:
+            progress("the time is over")
+            return done
         if ledger_id is None:
             found = patient(lambda: _found(storage, name))
             kept = None if found is None else _facts(storage, found).get("hwopt")
@@ -226,9 +229,6 @@ def _serve(
             study = patient(partial(_study, storage, jobs))
         if study is None:
             raise StageFailedError("no jobs are kept")
-        if ends is not None and time.monotonic() > ends:
-            progress("the time is over")
-            return done
         claimed = _claimed(storage, study, tags)
         if claimed is not None:
             _do(storage, claimed, here, progress)
