@@ -23,6 +23,7 @@ targets: [host-cpu]
 """
 
 
+@pytest.mark.slow
 def test_train_prune_quantize_export_bench(tmp_path: Path, command: Command) -> None:
     (tmp_path / "p.yaml").write_text(PROFILE)
     steps = [

@@ -432,6 +432,7 @@ def test_a_full_disk_is_the_machines_and_a_large_file_the_versions(
     assert isinstance(caught.value, StageFailedError) is (expected is not ResourceLimitError)
 
 
+@pytest.mark.slow
 def test_a_version_that_is_too_large_does_not_end_the_others(tmp_path: Path) -> None:
     text = small.PROFILE.replace("name:", "limits: {file_gb: 0.00001}\nname:", 1)
     (tmp_path / "p.yaml").write_text(text)
