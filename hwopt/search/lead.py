@@ -67,9 +67,8 @@ class Lead:
         while True:
             over = settings.seconds is not None and time.monotonic() - started >= settings.seconds
             final = final or ("the time is over" if over else self.stopping())
-            why = (
-                final or exhausted or self._enough()
-            )  # a trial that turns out not to fit makes room for another
+            # Asked anew each time: a trial that turns out not to fit makes room for another.
+            why = final or exhausted or self._enough()
             while why is None and self.crew.room() > 0:
                 sample = self._next()
                 if sample is None:

@@ -1,4 +1,4 @@
-"""Objectives and limits of a search: what may be asked for on a device, and what no version can keep. Pure."""
+"""What a search may ask for: of a device, of chains, of restarts; and what no version can keep. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from hwopt.core.hardware import DeviceKind, HardwareProfile
-from hwopt.core.profile import Requirement
-from hwopt.core.search import Objective
+from hwopt.core.profile import PipelineProfile, Requirement
+from hwopt.core.search import CANDIDATE, Objective, SearchSettings
 from hwopt.errors import Problem
+from hwopt.plugins import resolve
+from hwopt.search.versions import with_teachers
 
 _RATIOS: Final = frozenset({"relative_latency", "speedup"})  # to the float model, on the same device
 
@@ -93,4 +95,54 @@ def not_given(metrics: Sequence[str], target: str, hardware: HardwareProfile | N
         if not is_fpga and metric == "fits":
             text = f"fits is of FPGA designs, and the search is for {target}"
             found.append((text, "give the requirement its target, or search.target an FPGA"))
+    return found
+
+
+def restart_problems(profile: PipelineProfile, settings: SearchSettings) -> list[tuple[str, str]]:
+    """Why a winner cannot be trained several times."""
+    if settings.restarts == 1:
+        return []
+    chained = [c for c in profile.candidates if c.chain]
+    for one in chained:
+        if resolve("stage", one.chain[0].stage).members(one.chain[0].config) > 1:
+            text = f"search.restarts and {one.name}'s own ensemble both train several times"
+            return [(text, "remove one of the two")]
+    share = getattr(profile.source.config, "validation_share", None)
+    if share is None:
+        return [
+            ("search.restarts trains the model several times, and it is an ONNX file", "name a torch model")
+        ]
+    searched = settings.space.get("train.validation_share")
+    tried = () if searched is None else searched.ends if searched.one_of is None else searched.one_of
+    if min([share, *(v for v in tried if isinstance(v, int | float))]) <= 0:
+        text = "search.restarts compares on validation samples, and train may hold back none"
+        return [(text, "set train.validation_share above 0")]
+    return []
+
+
+def chain_problems(
+    profile: PipelineProfile, settings: SearchSettings, candidate: str, metrics: list[str]
+) -> list[tuple[str, str]]:
+    """What the chains that are searched cannot be judged by."""
+    axis = settings.space.get(CANDIDATE)
+    names = {candidate} if axis is None else set(axis.one_of or ())
+    chains = {c.name: c.chain for c in profile.candidates if c.name in names}
+    found = []
+    for one in with_teachers(profile, list(names)):
+        stage = next((k.stage for k in one.chain if not resolve("stage", k.stage).shortens), None)
+        if settings.halving is not None and stage is not None:
+            text = f"halving trains a share first, which does not show how good {one.name}'s {stage} will be"
+            found.append((text, "leave out halving, or the candidate"))
+    if "validation_accuracy" in {*metrics, settings.halving.on if settings.halving is not None else None}:
+        for name, chain in chains.items():
+            if chain and chain[-1].stage != "finetune":
+                text = (
+                    f"validation_accuracy is of a training's own end, and {name} ends with {chain[-1].stage}"
+                )
+                found.append((text, "use accuracy: of the fold that is held out"))
+                continue
+            last = chain[-1] if chain else profile.source
+            if not getattr(last.config, "validation_share", None):
+                text = f"validation_accuracy is of validation samples, and {last.stage} holds back none"
+                found.append((text, "use accuracy: of the fold that is held out"))
     return found

@@ -17,9 +17,15 @@ from hwopt.core.search import CANDIDATE, STRUCTURAL, Holdout, Objective, SearchS
 from hwopt.engine import host as this_host
 from hwopt.engine.prepare import host_profile
 from hwopt.errors import ConfigError, Problem
-from hwopt.plugins import did_you_mean, resolve
+from hwopt.plugins import did_you_mean
 from hwopt.search.job import Job, Sample
-from hwopt.search.limits import contradictions, default_objectives, not_given
+from hwopt.search.limits import (
+    chain_problems,
+    contradictions,
+    default_objectives,
+    not_given,
+    restart_problems,
+)
 from hwopt.search.values import Value, excess
 from hwopt.search.versions import best_of, restarted, shortened, untrained, with_teachers
 
@@ -84,9 +90,9 @@ class Subject:
         hardware = next((t.hardware for t in profile.targets if t.name == target), None)
         objectives = settings.objectives or default_objectives(limits, hardware)
         asked = dict.fromkeys([str(o.metric) for o in objectives] + [str(r.metric) for r in limits])
-        wrong = not_given(list(asked), target, hardware) + _restarts(profile, settings)
+        wrong = not_given(list(asked), target, hardware) + restart_problems(profile, settings)
         if not problems:
-            wrong += _trained(profile, settings, candidate, list(asked))
+            wrong += chain_problems(profile, settings, candidate, list(asked))
         problems += [Problem(problem=text, where=at, fix=fix) for text, fix in wrong]
         if problems:
             raise ConfigError.of(problems)
@@ -344,55 +350,6 @@ def host_tag() -> str:
     """This machine, as a kind: its hardware profile and its CPU."""
     device = host_profile()
     return f"{HOST_CPU}: {device.name if device else platform.machine()}, {this_host.detect().cpu}"
-
-
-def _restarts(profile: PipelineProfile, settings: SearchSettings) -> list[tuple[str, str]]:
-    """Why a winner cannot be trained several times."""
-    if settings.restarts == 1:
-        return []
-    chained = [c for c in profile.candidates if c.chain]
-    for one in chained:
-        if resolve("stage", one.chain[0].stage).members(one.chain[0].config) > 1:
-            text = f"search.restarts and {one.name}'s own ensemble both train several times"
-            return [(text, "remove one of the two")]
-    share = getattr(profile.source.config, "validation_share", None)
-    if share is None:
-        return [
-            ("search.restarts trains the model several times, and it is an ONNX file", "name a torch model")
-        ]
-    searched = settings.space.get("train.validation_share")
-    tried = () if searched is None else searched.ends if searched.one_of is None else searched.one_of
-    if min([share, *(v for v in tried if isinstance(v, int | float))]) <= 0:
-        text = "search.restarts compares on validation samples, and train may hold back none"
-        return [(text, "set train.validation_share above 0")]
-    return []
-
-
-def _trained(
-    profile: PipelineProfile, settings: SearchSettings, candidate: str, metrics: list[str]
-) -> list[tuple[str, str]]:
-    """What the chains that are searched cannot be judged by."""
-    axis = settings.space.get(CANDIDATE)
-    names = {candidate} if axis is None else set(axis.one_of or ())
-    chains = {c.name: c.chain for c in profile.candidates if c.name in names}
-    found = []
-    for one in with_teachers(profile, list(names)):
-        stage = next((k.stage for k in one.chain if not resolve("stage", k.stage).shortens), None)
-        if settings.halving is not None and stage is not None:
-            text = f"halving trains a share first, which does not show how good {one.name}'s {stage} will be"
-            found.append((text, "leave out halving, or the candidate"))
-    if "validation_accuracy" in {*metrics, settings.halving.on if settings.halving is not None else None}:
-        for name, chain in chains.items():
-            if chain and chain[-1].stage != "finetune":
-                text = (
-                    f"validation_accuracy is of a training's own end, and {name} ends with {chain[-1].stage}"
-                )
-                found.append((text, "use accuracy: of the fold that is held out"))
-            last = chain[-1] if chain else profile.source
-            if not getattr(last.config, "validation_share", None):
-                text = f"validation_accuracy is of validation samples, and {last.stage} holds back none"
-                found.append((text, "use accuracy: of the fold that is held out"))
-    return found
 
 
 def default_of(profile: PipelineProfile, name: str) -> tuple[bool, JSON]:
